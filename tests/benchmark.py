@@ -1,0 +1,98 @@
+"""Trains recipes over fixed seeds and stores one record a run in tests/benchmark.json.
+
+    python tests/benchmark.py [--recipes NAME ...] [--seeds N ...] [--ablation]
+
+Every run is the whole notebook, through papermill. A run that is stored already, by
+the same code of the notebook, is not trained again, so an interrupted benchmark goes
+on where it was. `python tests/report.py` turns the records into tables and figures.
+"""
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+from notebook import REPOSITORY, fingerprint, run_cells, run_notebook, write_whole
+from tqdm import tqdm
+
+STORE = REPOSITORY / "tests" / "benchmark.json"
+SEEDS = tuple(range(10))  # fixed before the first run, and the same for each recipe
+HOLDOUT = 10_000
+ABLATION_SEEDS = SEEDS[:3]
+# One change each, of the recipe "assignment"; measured on held-out training images.
+ABLATION = {
+    "as it is": {},
+    "no augmentation": {
+        "rotation": 0.0, "stretch": 0.0, "shear": 0.0, "shift": 0.0, "elastic": 0.0,
+    },
+    "no average of the weights": {"average": 0.0},
+    "a constant learning rate": {"decay": False},
+    "Adam instead of Muon": {"optimizer": "adam", "peak_rate": 0.01},
+    "labels not smoothed": {"smoothing": 0.0},
+    "ReLU instead of SiLU": {"activation": "relu"},
+    "offsets put back": {"offset": True},
+}  # fmt: skip
+
+
+def read_records():
+    """Return the stored records, oldest first."""
+    return json.loads(STORE.read_text(encoding="utf-8")) if STORE.exists() else []
+
+
+def write_records(records):
+    """Store the records, whole or not at all, one a line."""
+    lines = ",\n".join(json.dumps(record) for record in records)
+    write_whole(STORE, f"[\n{lines}\n]\n".encode())
+
+
+def describe_machine():
+    """Return what the time of a run depends on."""
+    return {"system": platform.system(), "cores": os.cpu_count()}
+
+
+def wanted_runs(recipes, seeds, ablation):
+    """Yield name and parameters of the runs to make; those of the ablation last."""
+    for recipe in recipes:
+        for seed in seeds:
+            yield recipe, {"recipe": recipe, "seed": seed}
+    if ablation:
+        for seed in ABLATION_SEEDS:
+            for name, changes in ABLATION.items():
+                overrides = {"overrides": changes, "holdout": HOLDOUT}
+                yield name, {"recipe": "assignment", "seed": seed} | overrides
+
+
+def key(record):
+    """Return what tells one run from another."""
+    names = ("fingerprint", "recipe", "seed", "overrides", "evaluated_on")
+    return json.dumps([record[name] for name in names])
+
+
+def main():
+    """Make the runs that the arguments ask for and that are not stored yet."""
+    known = list(run_cells("recipe-fields")["RECIPES"])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipes", nargs="*", choices=known, default=known)
+    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
+    parser.add_argument("--ablation", action="store_true", help="runs on the hold-out")
+    arguments = parser.parse_args()
+    code = fingerprint()
+    runs = list(wanted_runs(arguments.recipes, arguments.seeds, arguments.ablation))
+    for name, parameters in (progress := tqdm(runs)):
+        progress.set_description(f"{name}, seed {parameters['seed']}")
+        wanted = {"fingerprint": code, "overrides": {}} | parameters
+        wanted["evaluated_on"] = "holdout" if "holdout" in parameters else "test"
+        records = read_records()
+        if key(wanted) in map(key, records):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            record = run_notebook(Path(folder) / "run.ipynb", parameters)
+        del record["history"]
+        named = {"fingerprint": code, "name": name, "machine": describe_machine()}
+        write_records([*read_records(), named | record])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Writes what the README shows: tables, log and figures, from the stored records.
+
+    python tests/report.py          # from the stored notebook and tests/benchmark.json
+    python tests/report.py --run    # first run CODE9.ipynb anew, and store its outputs
+
+The README's generated parts stand between the markers <!-- generated: NAME --> and
+<!-- end: NAME -->. Nothing in them is typed by hand, and a test fails if they differ
+from what this program would write.
+"""
+
+import argparse
+import base64
+import json
+import re
+import statistics
+from pathlib import Path
+
+import nbformat
+from benchmark import ABLATION, read_records
+from nbclient import NotebookClient
+from notebook import (
+    NOTEBOOK,
+    REPOSITORY,
+    find_record,
+    fingerprint,
+    read_notebook,
+    run_cells,
+    write_whole,
+)
+
+README = REPOSITORY / "README.md"
+IMAGES = REPOSITORY / "images"
+SHOWN = {"curves": "curves.png"}  # cells of the notebook, and where their figure goes
+# Published results: who, parameters (T: trainable only), best and last accuracy in
+# per cent, epochs, where. Single runs all; the best epoch was chosen on the test set.
+PUBLIC = (
+    ("baronrogers5/eip4, CODE9", 13_050, "", 99.60, 99.57, 20),
+    ("BirenderPanwar/TSAI_EIP4_Phase1", 12_328, "", 99.54, 99.54, 20),
+    ("gantir/eip4", 10_708, "", 99.45, 99.45, 20),
+    ("abdksyed/EVA4, S5", 8_464, "T", 99.60, 99.58, 15),
+    ("namanphy/EVA5, S5", 6_398, "T", 99.49, 99.42, 15),
+    ("sudhakarmlal/TSAI-ERA-V1, S7M13", 5_854, "T", 99.40, 99.35, 14),
+    ("ruslangrimov/mnist-minimal-model", 1_936, "", 99.10, 99.10, 75),
+    ("tuomaso/train_mnist_fast", 215_194, "", 99.04, 99.04, 1),
+)
+
+
+def run_and_store():
+    """Execute the notebook in place, and keep the model that its run trained."""
+    notebook = read_notebook()
+    client = NotebookClient(
+        notebook, timeout=None, resources={"metadata": {"path": str(REPOSITORY)}}
+    )
+    keep = "classifier.save('tests/data/CODE9.keras')"
+    extra = nbformat.v4.new_code_cell(keep)
+    with client.setup_kernel():
+        for index, cell in enumerate(notebook.cells):
+            client.execute_cell(cell, index)
+        notebook.cells.append(extra)
+        client.execute_cell(extra, len(notebook.cells) - 1)
+    notebook.cells.pop()
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+    notebook.metadata.language_info = {"name": "python"}
+    write_whole(NOTEBOOK, (nbformat.writes(notebook) + "\n").encode())
+
+
+def outputs_of(notebook, identifier):
+    """Return the outputs of the notebook's cell with this id."""
+    return next(c for c in notebook.cells if c.id == identifier).outputs
+
+
+def printed(notebook, identifier):
+    """Return what the cell printed."""
+    return "".join(o.text for o in outputs_of(notebook, identifier) if "text" in o)
+
+
+def percent(share, digits=2):
+    """Return the share as a percentage, without the sign."""
+    return f"{100 * share:.{digits}f}"
+
+
+def table(head, rows):
+    """Return a Markdown table; a head that begins with > is set to the right."""
+    lines = [" | ".join(name.lstrip(">") for name in head)]
+    lines += ["|".join("---:" if name[0] == ">" else "---" for name in head)]
+    lines += [" | ".join(str(value) for value in row) for row in rows]
+    return "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines)
+
+
+def summarize(records):
+    """Return n, mean, deviation, worst (shares) and median seconds of the records."""
+    accuracies = [record["accuracy"] for record in records]
+    return {
+        "n": len(accuracies),
+        "mean": statistics.mean(accuracies),
+        "deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+        "worst": min(accuracies),
+        "seconds": statistics.median(record["training_seconds"] for record in records),
+    }
+
+
+def grouped(records, evaluated_on):
+    """Return the current code's records on that set, by name, in stored order."""
+    groups = {}
+    for record in records:
+        if record["evaluated_on"] == evaluated_on:
+            if record["fingerprint"] == fingerprint():
+                groups.setdefault(record["name"], []).append(record)
+    return groups
+
+
+def results_table(records):
+    """Return the table of our recipes, means over seeds, beside the public results."""
+    rows = []
+    for name, group in grouped(records, "test").items():
+        s, first = summarize(group), group[0]
+        accuracy = f"**{percent(s['mean'])}** ± {percent(s['deviation'])}"
+        seconds = f"{s['seconds']:.0f}"
+        rows.append(
+            (f"**`{name}`**", f"{first['parameters']['total']:,}", first["epochs"],
+             accuracy, percent(s["worst"]), s["n"], seconds)
+        )  # fmt: skip
+    for who, parameters, kind, _, last, epochs in PUBLIC:
+        rows.append((who, f"{parameters:,}{kind}", epochs, f"{last:.2f}", "", 1, ""))
+    head = ("who", ">parameters", ">epochs", ">last epoch, %", ">worst", ">n", ">seconds")
+    return table(head, rows)
+
+
+def parameters_table():
+    """Return the table of the notebook's parameters, as its cell explains them."""
+    source = next(c.source for c in read_notebook().cells if c.id == "parameters")
+    pattern = r"(\w+): (\w+) = (.+?)  # (.+)"
+    rows = [(f"`{n}`", k, f"`{d}`", h) for n, k, d, h in re.findall(pattern, source)]
+    return table(("parameter", "type", "default", "what it does"), rows)
+
+
+def ablation_table(records):
+    """Return the table of what each ingredient brings, on the hold-out."""
+    groups = grouped(records, "holdout")
+    if "as it is" not in groups:
+        return "Not measured yet for this version of the notebook."
+    base = summarize(groups["as it is"])["mean"]
+    rows = []
+    for name in ABLATION:
+        if name in groups:
+            s = summarize(groups[name])
+            accuracy = f"{percent(s['mean'])} ± {percent(s['deviation'])}"
+            change = "" if name == "as it is" else f"{100 * (s['mean'] - base):+.2f}"
+            rows.append((name, accuracy, change, s["n"]))
+    return table(("recipe `assignment`", ">hold-out accuracy, %", ">change", ">n"), rows)
+
+
+def generated_parts(notebook, records):
+    """Return the README's generated parts by name."""
+    record = find_record(notebook)
+    low, high = (percent(bound) for bound in record["accuracy_interval"])
+    stored = [
+        ("parameters, all counted", f"{record['parameters']['total']:,}"),
+        ("of them additive", record["parameters"]["additive"]),
+        ("epochs", record["epochs"]),
+        ("test accuracy after the last epoch", f"{percent(record['accuracy'])} %"),
+        ("95 % interval of this one run (Wilson)", f"{low} to {high} %"),
+        ("training", f"{record['training_seconds']:.0f} s on {record['device']}"),
+        ("seed", record["seed"]),
+    ]
+    versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
+    return {
+        "run": table(("the stored run", ""), [*stored, ("versions", versions)]),
+        "results": results_table(records),
+        "log": f"```text\n{printed(notebook, 'fit')}```",
+        "evaluate": f"```text\n{printed(notebook, 'evaluate')}```",
+        "parameters": parameters_table(),
+        "ablation": ablation_table(records),
+    }
+
+
+def fill(text, parts):
+    """Return the README's text with each generated part in its place."""
+    for name, content in parts.items():
+        begin, end = f"<!-- generated: {name} -->", f"<!-- end: {name} -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"README.md needs {begin} and {end}, once each.")
+        before, after = text.split(begin)[0], text.split(end)[1]
+        text = f"{before}{begin}\n{content}\n{end}{after}"
+    return text
+
+
+def figures(notebook):
+    """Return the PNGs that the README shows, by file name."""
+    return {
+        name: base64.b64decode(outputs_of(notebook, cell)[0]["data"]["image/png"])
+        for cell, name in SHOWN.items()
+    }
+
+
+def main():
+    """Write the README's generated parts and the images."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", action="store_true", help="run the notebook first")
+    if parser.parse_args().run:
+        run_and_store()
+    notebook = read_notebook()
+    text = fill(README.read_text("utf-8"), generated_parts(notebook, read_records()))
+    write_whole(README, text.encode())
+    for name, content in figures(notebook).items():
+        write_whole(IMAGES / name, content)
+
+
+if __name__ == "__main__":
+    main()

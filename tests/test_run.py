@@ -1,0 +1,121 @@
+"""Headless runs through papermill: a small one in each way there is, and the main job."""
+
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import nbformat
+import numpy as np
+import papermill
+import pytest
+from notebook import DATA, NOTEBOOK, find_record, run_cells, run_notebook
+
+COLUMNS = ["learning_rate", "loss", "accuracy", "val_loss", "val_accuracy", "seconds"]
+
+
+def test_a_small_run_records_what_it_did(small_run):
+    record, _, _ = small_run
+    assert (record["recipe"], record["seed"], record["epochs"]) == ("assignment", 0, 2)
+    assert record["training_examples"] == 640
+    assert record["evaluation_examples"] == 200
+    assert record["evaluated_on"] == "test"
+    assert record["published_mnist"] is False
+    assert record["parameters"]["additive"] == 0
+    assert record["parameters"]["total"] > record["parameters"]["trainable"]
+    assert list(record["history"]) == COLUMNS
+    assert all(len(values) == 2 for values in record["history"].values())
+    low, high = record["accuracy_interval"]
+    assert 0 <= low < record["accuracy"] < high <= 1
+    assert record["accuracy"] == pytest.approx(record["history"]["val_accuracy"][-1])
+    assert record["backend"] in record["versions"]
+
+
+def test_a_small_run_prints_one_line_an_epoch(small_run):
+    _, notebook, _ = small_run
+    cells = nbformat.read(notebook, as_version=4).cells
+    log = next(cell for cell in cells if cell.get("id") == "fit").outputs
+    lines = "".join(output.text for output in log).splitlines()
+    assert [line.split()[0] for line in lines] == ["epoch", "1", "2"]
+
+
+def test_a_small_run_saves_model_record_and_figures(small_run, small_arrays):
+    record, _, folder = small_run
+    assert json.loads((folder / "results.json").read_text()) == record
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert not [path for path in folder.iterdir() if path.is_dir()]
+    network = keras.saving.load_model(folder / "CODE9.keras")
+    images = small_arrays["x_test"][..., None].astype("float32") / 255
+    right = network.predict(images, verbose=0).argmax(axis=1) == small_arrays["y_test"]
+    assert right.mean() == pytest.approx(record["accuracy"])
+
+
+def test_no_claim_is_printed_for_other_data(small_run):
+    _, notebook, _ = small_run
+    cells = {cell.get("id"): cell for cell in nbformat.read(notebook, 4).cells}
+    markdown = cells["conclude"].outputs[0]["data"]["text/markdown"]
+    assert "not the published MNIST" in markdown
+    assert "99.4" not in markdown
+
+
+def test_nbconvert_runs_it_as_papermill_does(small_data, tmp_path):
+    """Plain Jupyter: the parameters written into their cell by hand."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    cell = next(cell for cell in notebook.cells if cell.get("id") == "parameters")
+    cell.source += f"\nepochs, data_path = 1, {str(small_data)!r}"
+    nbformat.write(notebook, tmp_path / "CODE9.ipynb")
+    command = [sys.executable, "-m", "nbconvert", "--execute", "--to", "notebook"]
+    subprocess.run([*command, "--output", "run", "CODE9.ipynb"], cwd=tmp_path, check=True)
+    assert find_record(nbformat.read(tmp_path / "run.ipynb", 4))["epochs"] == 1
+
+
+def test_alone_as_in_colab_with_the_cache_of_keras(small_data, tmp_path, monkeypatch):
+    """No repository around it, and MNIST where Keras keeps its downloads."""
+    cache = tmp_path / "keras" / "datasets"
+    cache.mkdir(parents=True)
+    (cache / "mnist.npz").write_bytes(small_data.read_bytes())
+    monkeypatch.setenv("KERAS_HOME", str(cache.parent))
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "CODE9.ipynb").write_bytes(NOTEBOOK.read_bytes())
+    record = run_notebook(
+        alone / "run.ipynb", {"epochs": 1}, source=alone / "CODE9.ipynb", cwd=alone
+    )
+    assert record["data_source"] == "the cache of Keras"
+
+
+def test_a_holdout_never_touches_the_test_images(mnist, tmp_path):
+    """They are not even in the file."""
+    path = tmp_path / "train.npz"
+    np.savez(path, x_train=mnist["x_train"][:640], y_train=mnist["y_train"][:640])
+    cells = run_cells("split", data_path=str(path), holdout=100)
+    assert len(cells["x_train"]) == 540
+    expected = mnist["x_train"][540:640, ..., None].astype("float32") / 255
+    assert np.array_equal(cells["x_valid"], expected)
+
+
+def test_jax_runs_the_same_notebook(small_data, tmp_path):
+    pytest.importorskip("jax", reason="jax is not installed: pip install jax")
+    environment = os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    output = tmp_path / "run.ipynb"
+    parameters = ["-p", "epochs", "1", "-p", "data_path", str(small_data)]
+    command = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(output)]
+    subprocess.run([*command, *parameters], env=environment, check=True)
+    assert find_record(nbformat.read(output, 4))["backend"] == "jax"
+
+
+def test_the_main_job_passes_the_assignment(tmp_path):
+    """All of it: 20 epochs on the published MNIST, without a screen."""
+    record = run_notebook(tmp_path / "run.ipynb", {"data_path": str(DATA)})
+    assert record["published_mnist"] is True
+    assert record["evaluated_on"] == "test"
+    assert record["evaluation_examples"] == 10_000
+    assert record["epochs"] <= 20
+    assert record["parameters"]["total"] < 15_000
+    assert record["accuracy"] >= 0.994
+
+
+def test_papermill_stops_at_an_error(tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match="No recipe 'fast'"):
+        run_notebook(tmp_path / "run.ipynb", {"recipe": "fast"})
