@@ -3,6 +3,8 @@
 The notebook is the only training code there is; nothing here repeats a part of it.
 """
 
+import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -68,19 +70,44 @@ def run_cells(last, **parameters):
     raise ValueError(f"The notebook has no cell with the id {last!r}.")
 
 
-def fingerprint(notebook=None):
-    """Return a hash of the notebook's code, but for cells tagged as report.
+@functools.cache
+def fingerprint():
+    """Return a hash of the notebook's code that determines weights and numbers.
 
-    Text, figures and stored outputs may change without a new training; what determines
-    the weights and the numbers may not.
+    Left out are cells tagged as report, which only show, and the table of recipes:
+    each record holds the settings that it was made with, and they are compared. So text,
+    figures and other recipes may change without a new training.
     """
-    cells = (notebook or read_notebook()).cells
     sources = [
         cell.source
-        for cell in cells
-        if cell.cell_type == "code" and "report" not in cell.metadata.get("tags", [])
+        for cell in read_notebook().cells
+        if cell.cell_type == "code"
+        and cell.id != "recipes"
+        and "report" not in cell.metadata.get("tags", [])
     ]
     return hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def definitions():
+    """Return the namespace of the cells that define and check the recipes."""
+    return run_cells("check")
+
+
+def settings_of(recipe, overrides):
+    """Return the settings that the notebook as it stands gives a recipe, as JSON has."""
+    cells = definitions()
+    settings = cells["apply_overrides"](cells["RECIPES"][recipe], overrides)
+    return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
+def is_current(record):
+    """Tell whether the notebook as it stands would make the run of the record again."""
+    if record["fingerprint"] != fingerprint():
+        return False
+    if record["recipe"] not in definitions()["RECIPES"]:
+        return False
+    return record["settings"] == settings_of(record["recipe"], record["overrides"])
 
 
 def write_whole(path, content):

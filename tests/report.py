@@ -10,10 +10,8 @@ from what this program would write.
 
 import argparse
 import base64
-import json
 import re
 import statistics
-from pathlib import Path
 
 import nbformat
 from benchmark import ABLATION, read_records
@@ -22,9 +20,8 @@ from notebook import (
     NOTEBOOK,
     REPOSITORY,
     find_record,
-    fingerprint,
+    is_current,
     read_notebook,
-    run_cells,
     write_whole,
 )
 
@@ -85,7 +82,7 @@ def table(head, rows):
     lines = [" | ".join(name.lstrip(">") for name in head)]
     lines += ["|".join("---:" if name[0] == ">" else "---" for name in head)]
     lines += [" | ".join(str(value) for value in row) for row in rows]
-    return "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines)
+    return "\n".join(f"|{line}|" if "---" in line else f"| {line} |" for line in lines)
 
 
 def summarize(records):
@@ -104,9 +101,8 @@ def grouped(records, evaluated_on):
     """Return the current code's records on that set, by name, in stored order."""
     groups = {}
     for record in records:
-        if record["evaluated_on"] == evaluated_on:
-            if record["fingerprint"] == fingerprint():
-                groups.setdefault(record["name"], []).append(record)
+        if record["evaluated_on"] == evaluated_on and is_current(record):
+            groups.setdefault(record["name"], []).append(record)
     return groups
 
 
@@ -123,7 +119,7 @@ def results_table(records):
         )  # fmt: skip
     for who, parameters, kind, _, last, epochs in PUBLIC:
         rows.append((who, f"{parameters:,}{kind}", epochs, f"{last:.2f}", "", 1, ""))
-    head = ("who", ">parameters", ">epochs", ">last epoch, %", ">worst", ">n", ">seconds")
+    head = ("who", ">parameters", ">epochs", ">accuracy, %", ">worst", ">n", ">seconds")
     return table(head, rows)
 
 
@@ -148,7 +144,8 @@ def ablation_table(records):
             accuracy = f"{percent(s['mean'])} ± {percent(s['deviation'])}"
             change = "" if name == "as it is" else f"{100 * (s['mean'] - base):+.2f}"
             rows.append((name, accuracy, change, s["n"]))
-    return table(("recipe `assignment`", ">hold-out accuracy, %", ">change", ">n"), rows)
+    head = ("recipe `assignment`", ">hold-out accuracy, %", ">change", ">n")
+    return table(head, rows)
 
 
 def generated_parts(notebook, records):

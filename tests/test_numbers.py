@@ -1,11 +1,11 @@
-"""The small computations behind the numbers: interval, checksums, augmentation, rate."""
+"""The computations behind the numbers: interval, checksums, augmentation, rate."""
 
 import hashlib
 
 import keras
 import numpy as np
 import pytest
-from notebook import DATA, run_cells
+from notebook import read_notebook, run_cells
 
 
 @pytest.fixture(scope="module")
@@ -16,8 +16,6 @@ def cells(small_data):
 
 def test_wilson_as_published():
     """9,943 of 10,000, the interval that chance alone gives one run of 99.43 %."""
-    from notebook import read_notebook
-
     source = next(c.source for c in read_notebook().cells if c.id == "wilson")
     namespace = {"math": __import__("math")}
     exec(source.split("\n\n\n")[0], namespace)
@@ -69,7 +67,8 @@ def center_of_mass(images):
 
 def test_the_augmentation_shifts_within_its_limit(cells):
     images = cells["x_train"][:256]
-    before, after = center_of_mass(images), center_of_mass(augment(cells, images, shift=2.0))
+    before = center_of_mass(images)
+    after = center_of_mass(augment(cells, images, shift=2.0))
     moved = np.abs(np.array(after) - np.array(before))
     assert moved.max() < 2.05
     assert moved.mean() == pytest.approx(1, abs=0.1)

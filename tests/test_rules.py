@@ -1,6 +1,8 @@
-"""The assignment's rules, on the net of every recipe, and the check that enforces them."""
+"""The assignment's rules, on the net of every recipe, and the check of them."""
 
+import numpy as np
 import pytest
+from keras import Input, Model, layers
 from notebook import run_cells
 
 
@@ -13,7 +15,7 @@ def cells():
 @pytest.fixture(scope="module")
 def recipes(cells):
     """Every recipe and the net it builds."""
-    build = cells["build_classifier"]
+    build = cells["build_network"]
     return {name: (r, build(r)) for name, r in cells["RECIPES"].items()}
 
 
@@ -40,8 +42,6 @@ def test_nothing_trainable_adds(recipes):
 
 def test_without_an_input_there_is_no_evidence(recipes):
     """A net without additive parameters, its means at zero, maps black to nothing."""
-    import numpy as np
-
     for _, network in recipes.values():
         logits = network.predict(np.zeros((1, 28, 28, 1), "float32"), verbose=0)
         assert np.abs(logits).max() < 1e-6
@@ -49,8 +49,6 @@ def test_without_an_input_there_is_no_evidence(recipes):
 
 def broken_network(kind):
     """Return a small net that breaks the rule named kind."""
-    from keras import Input, Model, layers
-
     image = x = Input((28, 28, 1))
     x = layers.Conv2D(64 if kind == "size" else 8, 5, use_bias=kind == "bias")(x)
     x = layers.BatchNormalization(center=kind == "offset")(x)
@@ -89,8 +87,6 @@ def test_the_check_lets_a_good_net_pass(cells):
 
 
 def test_exactly_15000_parameters_are_too_many(cells):
-    from keras import Input, Model, layers
-
     image = Input((28, 28, 1))
     x = layers.Conv2D(600, 5, use_bias=False)(image)
     network = Model(image, layers.GlobalAveragePooling2D()(x))

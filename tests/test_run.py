@@ -1,4 +1,4 @@
-"""Headless runs through papermill: a small one in each way there is, and the main job."""
+"""Headless runs through papermill: small ones in each way, and the main job."""
 
 import json
 import os
@@ -66,7 +66,8 @@ def test_nbconvert_runs_it_as_papermill_does(small_data, tmp_path):
     cell.source += f"\nepochs, data_path = 1, {str(small_data)!r}"
     nbformat.write(notebook, tmp_path / "CODE9.ipynb")
     command = [sys.executable, "-m", "nbconvert", "--execute", "--to", "notebook"]
-    subprocess.run([*command, "--output", "run", "CODE9.ipynb"], cwd=tmp_path, check=True)
+    command += ["--output", "run", "CODE9.ipynb"]
+    subprocess.run(command, cwd=tmp_path, check=True)
     assert find_record(nbformat.read(tmp_path / "run.ipynb", 4))["epochs"] == 1
 
 
