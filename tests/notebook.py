@@ -75,8 +75,8 @@ def fingerprint():
     """Return a hash of the notebook's code that determines weights and numbers.
 
     Left out are cells tagged as report, which only show, and the table of recipes:
-    each record holds the settings that it was made with, and they are compared. So text,
-    figures and other recipes may change without a new training.
+    each record holds the settings that it was made with, and they are compared. So
+    text, figures and other recipes may change without a new training.
     """
     sources = [
         cell.source
@@ -95,7 +95,7 @@ def definitions():
 
 
 def settings_of(recipe, overrides):
-    """Return the settings that the notebook as it stands gives a recipe, as JSON has."""
+    """Return the settings that the notebook now gives a recipe, as JSON has them."""
     cells = definitions()
     settings = cells["apply_overrides"](cells["RECIPES"][recipe], overrides)
     return json.loads(json.dumps(dataclasses.asdict(settings)))

@@ -96,7 +96,7 @@ def test_the_rate_rises_to_its_peak_and_falls_to_nothing(cells):
 
 
 def test_the_table_of_layers_adds_up(cells):
-    network = cells["classifier"]
+    network = cells["network"]
     rows = {name: row for name, *row in cells["describe_layers"](network)}
     assert sum(row[2] for row in rows.values()) == network.count_params()
     shape, _, parameters, work = rows["classes"]
@@ -104,7 +104,7 @@ def test_the_table_of_layers_adds_up(cells):
 
 
 def test_muon_takes_the_kernels_that_are_matrices(cells):
-    optimizer, network = cells["optimizer"], cells["classifier"]
+    optimizer, network = cells["optimizer"], cells["network"]
     by_adam = {
         variable.path
         for variable in network.trainable_variables
@@ -125,3 +125,9 @@ def test_muon_steps_are_orthogonal(cells):
     matrix = keras.ops.convert_to_numpy(step).reshape(-1, 16)
     values = np.linalg.svd(matrix, compute_uv=False)
     assert 0.6 < values.min() < values.max() < 1.3
+
+
+def test_keras_does_not_compile_what_tensorflow_cannot(cells):
+    """On a GPU Keras would try XLA, for which the image transform has no kernel."""
+    assert cells["model"].augment.supports_jit == (keras.backend.backend() == "jax")
+    assert cells["model"].jit_compile is False
