@@ -27,6 +27,7 @@ from notebook import (
     write_whole,
 )
 
+ADDRESS = ""  # owner/name on GitHub, once it is known: the README then links to Colab
 README = REPOSITORY / "README.md"
 IMAGES = REPOSITORY / "images"
 SHOWN = {
@@ -153,6 +154,15 @@ def ablation_table(records):
     return table(head, rows)
 
 
+def colab_line():
+    """Return how to open the notebook in Colab: a link if the address is known."""
+    if not ADDRESS:
+        return "Choose *File → Open notebook → Upload* in Colab; give it `CODE9.ipynb`."
+    site = "https://colab.research.google.com"
+    badge = f"[![Open in Colab]({site}/assets/colab-badge.svg)]"
+    return f"{badge}({site}/github/{ADDRESS}/blob/main/CODE9.ipynb)"
+
+
 def generated_parts(notebook, records):
     """Return the README's generated parts by name."""
     record = find_record(notebook)
@@ -168,6 +178,7 @@ def generated_parts(notebook, records):
     ]
     versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
     return {
+        "colab": colab_line(),
         "run": table(("the stored run", ""), [*stored, ("versions", versions)]),
         "results": results_table(records),
         "log": f"```text\n{printed(notebook, 'fit')}```",

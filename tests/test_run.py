@@ -71,8 +71,9 @@ def test_nbconvert_runs_it_as_papermill_does(small_data, tmp_path):
     assert find_record(nbformat.read(tmp_path / "run.ipynb", 4))["epochs"] == 1
 
 
-def test_alone_as_in_colab_with_the_cache_of_keras(small_data, tmp_path, monkeypatch):
-    """No repository around it, and MNIST where Keras keeps its downloads."""
+@pytest.mark.parametrize("colab", [False, True])
+def test_alone_with_the_cache_of_keras(colab, small_data, tmp_path, monkeypatch):
+    """No repository around it, in Colab or not, and MNIST where Keras keeps it."""
     cache = tmp_path / "keras" / "datasets"
     cache.mkdir(parents=True)
     (cache / "mnist.npz").write_bytes(small_data.read_bytes())
@@ -80,6 +81,9 @@ def test_alone_as_in_colab_with_the_cache_of_keras(small_data, tmp_path, monkeyp
     alone = tmp_path / "alone"
     alone.mkdir()
     (alone / "CODE9.ipynb").write_bytes(NOTEBOOK.read_bytes())
+    if colab:
+        (alone / "google" / "colab").mkdir(parents=True)
+        (alone / "google" / "colab" / "__init__.py").write_text("")
     record = run_notebook(
         alone / "run.ipynb", {"epochs": 1}, source=alone / "CODE9.ipynb", cwd=alone
     )
@@ -115,6 +119,18 @@ def test_the_main_job_passes_the_assignment(tmp_path):
     assert record["epochs"] <= 20
     assert record["parameters"]["total"] < 15_000
     assert record["accuracy"] >= 0.994
+
+
+def test_the_stored_model_scores_what_the_record_says(mnist):
+    """It needs no code but Keras' own."""
+    record = find_record(nbformat.read(NOTEBOOK, as_version=4))
+    network = keras.saving.load_model(DATA.with_name("CODE9.keras"))
+    assert network.count_params() == record["parameters"]["total"]
+    images = mnist["x_test"][..., None].astype("float32") / 255
+    logits = network.predict(images, batch_size=250, verbose=0)
+    right = (logits.argmax(axis=1) == mnist["y_test"]).sum()
+    # A digit on the border between two classes may fall either way elsewhere.
+    assert abs(right - 10_000 * record["accuracy"]) <= 2
 
 
 def test_papermill_stops_at_an_error(tmp_path):
