@@ -64,6 +64,9 @@ def run_and_store():
     notebook.cells.pop()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        if "outputs" in cell:  # less what TensorFlow's libraries say of the machine
+            outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            cell.outputs = outputs
     notebook.metadata.language_info = {"name": "python"}
     write_whole(NOTEBOOK, (nbformat.writes(notebook) + "\n").encode())
 
@@ -175,6 +178,13 @@ def generated_parts(notebook, records):
         ("95 % interval of this one run (Wilson)", f"{low} to {high} %"),
         ("training", f"{record['training_seconds']:.0f} s on {record['device']}"),
         ("seed", record["seed"]),
+        *(
+            (
+                f"exported to LiteRT, {bits} bits",
+                f"{e['bytes'] / 1000:.0f} kB, {percent(e['accuracy'])} %",
+            )
+            for bits, e in record["exports"].items()
+        ),
     ]
     versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
     return {
