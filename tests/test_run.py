@@ -30,6 +30,9 @@ def test_a_small_run_records_what_it_did(small_run):
     assert 0 <= low < record["accuracy"] < high <= 1
     assert record["accuracy"] == pytest.approx(record["history"]["val_accuracy"][-1])
     assert record["backend"] in record["versions"]
+    for export in record["exports"].values():
+        assert export["bytes"] < 150_000
+        assert export["accuracy"] == pytest.approx(record["accuracy"], abs=0.05)
 
 
 def test_a_small_run_prints_one_line_an_epoch(small_run):
