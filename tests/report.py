@@ -30,21 +30,19 @@ from notebook import (
 ADDRESS = ""  # owner/name on GitHub, once it is known: the README then links to Colab
 README = REPOSITORY / "README.md"
 IMAGES = REPOSITORY / "images"
-SHOWN = {
-    "curves": "curves.png",
-    "wrong": "errors.png",
-}  # cells of the notebook, and where their figure goes
-# Published results: who, parameters (T: trainable only), best and last accuracy in
-# per cent, epochs, where. Single runs all; the best epoch was chosen on the test set.
+# Cells of the notebook, and the files that their figures go to.
+SHOWN = {"curves": "curves.png", "wrong": "errors.png"}
+# What others published on GitHub, as their notebooks show it: repository, parameters
+# (T: trainable ones only), epochs, accuracy after the last epoch in per cent, and runs.
 PUBLIC = (
-    ("baronrogers5/eip4, CODE9", 13_050, "", 99.60, 99.57, 20),
-    ("BirenderPanwar/TSAI_EIP4_Phase1", 12_328, "", 99.54, 99.54, 20),
-    ("gantir/eip4", 10_708, "", 99.45, 99.45, 20),
-    ("abdksyed/EVA4, S5", 8_464, "T", 99.60, 99.58, 15),
-    ("namanphy/EVA5, S5", 6_398, "T", 99.49, 99.42, 15),
-    ("sudhakarmlal/TSAI-ERA-V1, S7M13", 5_854, "T", 99.40, 99.35, 14),
-    ("ruslangrimov/mnist-minimal-model", 1_936, "", 99.10, 99.10, 75),
-    ("tuomaso/train_mnist_fast", 215_194, "", 99.04, 99.04, 1),
+    ("baronrogers5/eip4", 13_050, "", 20, 99.57, 1),
+    ("BirenderPanwar/TSAI_EIP4_Phase1", 12_328, "", 20, 99.54, 1),
+    ("gantir/eip4", 10_708, "", 20, 99.45, 1),
+    ("abdksyed/EVA4", 8_464, "T", 15, 99.58, 1),
+    ("namanphy/EVA5", 6_398, "T", 15, 99.42, 1),
+    ("sudhakarmlal/TSAI-ERA-V1", 5_854, "T", 14, 99.35, 1),
+    ("ruslangrimov/mnist-minimal-model", 1_936, "", 75, 99.10, 1),
+    ("tuomaso/train_mnist_fast", 215_194, "", 1, 99.04, 30),
 )
 
 
@@ -126,8 +124,11 @@ def results_table(records):
             (f"**`{name}`**", f"{first['parameters']['total']:,}", first["epochs"],
              accuracy, percent(s["worst"]), s["n"], seconds)
         )  # fmt: skip
-    for who, parameters, kind, _, last, epochs in PUBLIC:
-        rows.append((who, f"{parameters:,}{kind}", epochs, f"{last:.2f}", "", 1, ""))
+    for who, parameters, kind, epochs, accuracy, runs in PUBLIC:
+        link = f"[{who}](https://github.com/{who})"
+        rows.append(
+            (link, f"{parameters:,}{kind}", epochs, f"{accuracy:.2f}", "", runs, "")
+        )
     head = ("who", ">parameters", ">epochs", ">accuracy, %", ">worst", ">n", ">seconds")
     return table(head, rows)
 
@@ -205,11 +206,13 @@ def plot_benchmark(records):
     when the 15 test labels that are known to be wrong (arXiv 2103.14749) are taken off.
     """
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
-    for who, parameters, kind, _, last, epochs in PUBLIC:
-        axis.plot(parameters, last, "kx" if kind else "k+")
+    for who, parameters, kind, epochs, accuracy, _ in PUBLIC:
+        axis.plot(parameters, accuracy, "kx" if kind else "k+")
         label = f"{who.split('/')[0]}, {epochs} epoch{'s' * (epochs > 1)}"
-        spot = {"xytext": (5, -9), "textcoords": "offset points", "fontsize": 10}
-        axis.annotate(label, (parameters, last), color="dimgrey", **spot)
+        right = parameters > 10_000 or parameters < 2_000  # the others' labels collide
+        spot = {"xytext": (6 if right else -6, -4), "textcoords": "offset points"}
+        side = "left" if right else "right"
+        axis.annotate(label, (parameters, accuracy), color="dimgrey", ha=side, **spot)
     for name, group in grouped(records, "test").items():
         s, first = summarize(group), group[0]
         axis.errorbar(
@@ -218,14 +221,19 @@ def plot_benchmark(records):
             label=f"{name}: {first['epochs']} epochs, n = {s['n']}",
         )  # fmt: skip
     axis.axhline(99.4, linestyle="--", color="tab:red", linewidth=1)
-    axis.annotate("the assignment's 99.4 %", (1500, 99.405), color="tab:red")
+    axis.annotate("the assignment's 99.4 %", (90_000, 99.41), color="tab:red")
     axis.axhline(99.85, linestyle=":", color="tab:green", linewidth=1)
-    axis.annotate("15 labels are wrong: 99.85 %", (1500, 99.855), color="tab:green")
-    axis.set(xscale="log", xlim=(1_300, 700_000), ylim=(98.95, 99.93))
+    axis.annotate("15 labels are wrong: 99.85 %", (90_000, 99.86), color="tab:green")
+    axis.set(xscale="log", xlim=(900, 700_000), ylim=(98.95, 99.93))
     axis.set(xlabel="parameters", ylabel="test accuracy after the last epoch (%)")
-    axis.set_title("More accuracy from fewer parameters, and no additive one")
-    if grouped(records, "test"):
-        axis.legend(loc="center right", title="ours: mean ± deviation")
+    means = [summarize(group)["mean"] for group in grouped(records, "test").values()]
+    best = max(means, default=0)
+    above = 100 * best > max(accuracy for *_, accuracy, _ in PUBLIC)
+    place = "above" if above else "beside"
+    axis.set_title(f"Without a single bias: {best:.2%}, {place} what is public")
+    if means:
+        title = "ours: mean ± deviation"
+        axis.legend(title=title, loc="upper right", bbox_to_anchor=(1, 0.83))
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, facecolor="white", metadata={"Software": None})
     plt.close(figure)
