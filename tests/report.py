@@ -87,7 +87,7 @@ def percent(share, digits=2):
 def table(head, rows):
     """Return a Markdown table; a head that begins with > is set to the right."""
     lines = [" | ".join(name.lstrip(">") for name in head)]
-    lines += ["|".join("---:" if name[0] == ">" else "---" for name in head)]
+    lines += ["|".join("---:" if name.startswith(">") else "---" for name in head)]
     lines += [" | ".join(str(value) for value in row) for row in rows]
     return "\n".join(f"|{line}|" if "---" in line else f"| {line} |" for line in lines)
 

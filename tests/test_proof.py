@@ -49,6 +49,14 @@ def test_another_seed_gives_another_net(reference, small_data):
     assert history["learning_rate"] == reference[1]["learning_rate"]
 
 
+def test_another_seed_starts_from_other_weights(small_data):
+    first, second = (
+        run_cells("model", data_path=str(small_data), seed=seed)["network"]
+        for seed in (0, 1)
+    )
+    assert not same(first.get_weights(), second.get_weights())
+
+
 def test_a_holdout_run_ignores_poisoned_test_arrays(small_arrays, tmp_path):
     poison = {"x_test": np.full(3, np.nan), "y_test": np.array([{}], dtype=object)}
     train_only = {k: v for k, v in small_arrays.items() if "train" in k}
