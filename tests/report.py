@@ -173,7 +173,7 @@ def generated_parts(notebook, records):
     low, high = (percent(bound) for bound in record["accuracy_interval"])
     stored = [
         ("parameters, all counted", f"{record['parameters']['total']:,}"),
-        ("of them additive", record["parameters"]["additive"]),
+        ("trained and additive", record["parameters"]["additive"]),
         ("epochs", record["epochs"]),
         ("test accuracy after the last epoch", f"{percent(record['accuracy'])} %"),
         ("95 % interval of this one run (Wilson)", f"{low} to {high} %"),
@@ -230,8 +230,8 @@ def plot_benchmark(records):
     best = max(means, default=0)
     above = 100 * best > max(accuracy for *_, accuracy, _ in PUBLIC)
     place = "above" if above else "beside"
-    axis.set_title(f"Without a single bias: {best:.2%}, {place} what is public")
     if means:
+        axis.set_title(f"Without a single bias: {best:.2%}, {place} what is public")
         title = "ours: mean ± deviation"
         axis.legend(title=title, loc="upper right", bbox_to_anchor=(1, 0.83))
     buffer = io.BytesIO()
