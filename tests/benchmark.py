@@ -96,6 +96,10 @@ def main():
         code = fingerprint()
         with tempfile.TemporaryDirectory() as folder:
             record = run_notebook(Path(folder) / "run.ipynb", parameters)
+        if fingerprint() != code:
+            raise SystemExit(
+                "CODE9.ipynb was changed while it ran: the run is dropped."
+            )
         del record["history"]
         named = {"fingerprint": code, "name": name, "machine": describe_machine()}
         write_records([*read_records(), named | record])

@@ -17,7 +17,9 @@ from pathlib import Path
 
 LIMIT, EPOCHS, GOAL = 15_000, 20, 0.994
 MOST_BYTES = 50_000_000
-CONVOLUTIONS = r"(Separable|Depthwise)?Conv(olution)?[12]d"
+CONVOLUTIONS = r"(Separable|Depthwise)?Conv(olution)?[123]d(Transpose)?"
+DENSE = ("Dense", "EinsumDense", "Linear", "LazyLinear")
+NORMALIZATIONS = r"(Batch|Layer|Group|Instance)Norm\w*"
 NUMBER = r"(\d+(?:\.\d+)?(?:e-?\d+)?)"
 
 
@@ -35,6 +37,7 @@ class Submission:
     """What a notebook holds: the calls in its source, its source and printed text."""
 
     calls: list  # (name of what is called, its keywords by name) of every call
+    readable: bool  # whether all of the source could be parsed
     source: str
     cells: list  # (source, printed text) of every code cell
     record: dict | None  # the results record, if it displays one as JSON
@@ -57,22 +60,30 @@ def printed_text(cell):
         data = output.get("data") or {}
         parts.append(joined(output.get("text")) or joined(data.get("text/plain")))
     text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(parts))
-    return re.sub(r"[^\n]*[\b\r](?!\n)", "", text.replace("\r\n", "\n"))
+    lines = [re.split(r"[\b\r]", line.rstrip("\b\r"))[-1] for line in text.split("\n")]
+    return "\n".join(lines)
 
 
 def find_calls(source):
-    """Return (name, keywords) of every call in the source; magics are passed over."""
-    lines = [re.sub(r"^\s*[!%].*", "pass", line) for line in source.splitlines()]
+    """Return (name, keywords) of every call in the source, or None if it is no Python.
+
+    Magics are passed over; what was imported under another name is called by its own.
+    """
+    lines = [re.sub(r"^(\s*)[!%].*", r"\1pass", line) for line in source.splitlines()]
     try:
-        tree = ast.parse("\n".join(lines))
+        nodes = list(ast.walk(ast.parse("\n".join(lines))))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
+        return None
+    imports = [n for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
+    names = {a.asname: a.name for n in imports for a in n.names if a.asname}
     calls = []
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Call):
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
             keywords = {k.arg: ast.unparse(k.value) for k in node.keywords if k.arg}
-            calls.append((name, keywords))
+            if node.args:
+                keywords["first argument"] = ast.unparse(node.args[0])
+            calls.append((names.get(name, name), keywords))
     return calls
 
 
@@ -96,8 +107,10 @@ def read_submission(path):
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no notebook: it does not hold cells") from error
     record = next((r for r in reversed(records) if isinstance(r, dict)), None)
-    calls = [call for source, _ in cells for call in find_calls(source)]
-    return Submission(calls, "\n".join(source for source, _ in cells), cells, record)
+    found = [find_calls(source) for source, _ in cells]
+    calls = [call for group in found for call in group or []]
+    source = "\n".join(source for source, _ in cells)
+    return Submission(calls, None not in found, source, cells, record)
 
 
 def logged_epochs(submission):
@@ -115,10 +128,14 @@ def logged_epochs(submission):
 def evaluated_accuracy(submission):
     """Return the accuracy that a cell with .evaluate( printed, or None."""
     for source, text in reversed(submission.cells):
-        if ".evaluate(" in source:
+        evaluations = [k for n, k in find_calls(source) or [] if n == "evaluate"]
+        data = evaluations[-1].get("first argument", "") if evaluations else ""
+        if re.search(r"test|val", data, re.I):
             if pairs := re.findall(rf"\[\s*{NUMBER},\s*{NUMBER}\s*\]", text):
                 return float(pairs[-1][1])
-            if found := re.findall(rf"acc\w*\W+{NUMBER}", text, re.I):
+            if found := re.findall(
+                rf"\b(?:test )?acc\w*\W+{NUMBER}$", text, re.I | re.M
+            ):
                 return float(found[-1])
     return None
 
@@ -135,12 +152,17 @@ def grade_parameters(submission):
     rule = f"fewer than {LIMIT:,} parameters"
     found = re.findall(r"Total params:\s*([\d,]+)", submission.printed)
     optimizer = re.findall(r"Optimizer params:\s*([\d,]+)", submission.printed)
-    counts = [int(n.replace(",", "")) for n in found if n.strip(",")]
-    count = max(counts, default=0)
-    if optimizer and counts:  # Keras adds the optimizer's variables after a training
-        count = min(counts)
+    counts, optimizer = (
+        [int(n.replace(",", "")) for n in group if n.strip(",")]
+        for group in (found, optimizer)
+    )
+    # Keras adds the optimizer's variables to the total after a training.
+    count = max(counts, default=0) - (max(optimizer, default=0) if counts else 0)
     evidence = f"the summary says {count:,}"
-    return judge(rule, counts, count < LIMIT, evidence, "no model.summary() is stored")
+    missing = "no model.summary() of a built model is stored"
+    if optimizer and len(counts) > 1:  # which of them holds the optimizer's is not told
+        count = max(count, min(counts))
+    return judge(rule, count > 0, count < LIMIT, evidence, missing)
 
 
 def grade_layers(submission):
@@ -148,17 +170,20 @@ def grade_layers(submission):
     calls = submission.calls
     convolutions = [c for c in calls if re.fullmatch(CONVOLUTIONS, c[0], re.I)]
     missing = "no convolution is called in a way that can be read"
-    dense = sorted({n for n, _ in calls if n in ("Dense", "EinsumDense", "Linear")})
+    if not submission.readable:
+        missing = "some cells are no Python that can be read"
+    known = convolutions and submission.readable
+    dense = sorted({name for name, _ in calls if name in DENSE})
     evidence = f"{', '.join(dense)} is called" if dense else "none is called"
-    yield judge("no dense layer", convolutions, not dense, evidence, missing)
+    yield judge("no dense layer", known or dense, not dense, evidence, missing)
     biased = [
         name
         for name, keywords in convolutions
         if keywords.get("use_bias", keywords.get("bias")) != "False"
     ]
     evidence = f"{len(biased)} of {len(convolutions)} convolutions keep a bias"
-    yield judge("no biases", convolutions, not biased, evidence, missing)
-    norms = [c for c in calls if re.match(r"BatchNorm", c[0])]
+    yield judge("no biases", known or biased, not biased, evidence, missing)
+    norms = [c for c in calls if re.fullmatch(NORMALIZATIONS, c[0])]
     offset = [n for n, k in norms if k.get("center") != "False" and n != "BatchNorm2d"]
     offset += [n for n, k in norms if n == "BatchNorm2d" and k.get("affine") != "False"]
     if offset:
@@ -170,11 +195,15 @@ def grade_training(submission):
     """Judge epochs, their log, the evaluation and the goal."""
     epochs, accuracies = logged_epochs(submission)
     last = max(epochs, default=0)
+    asked = [
+        keywords.get("epochs", "") for n, keywords in submission.calls if n == "fit"
+    ]
+    unlogged = sum(int(n) for n in asked if n.isdigit())  # a fit may print nothing
     yield judge(
         f"at most {EPOCHS} epochs",
         epochs,
-        last <= EPOCHS and len(epochs) <= EPOCHS,
-        f"{len(epochs)} logged, numbered to {last}",
+        max(last, len(epochs), unlogged) <= EPOCHS,
+        f"{len(epochs)} logged, numbered to {last}, {unlogged} asked for in figures",
         "no log of epochs is stored",
     )
     whole = epochs == list(range(1, last + 1)) and len(accuracies) >= last

@@ -70,7 +70,6 @@ def run_cells(last, **parameters):
     raise ValueError(f"The notebook has no cell with the id {last!r}.")
 
 
-@functools.cache
 def fingerprint():
     """Return a hash of the notebook's code that determines weights and numbers.
 

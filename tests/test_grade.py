@@ -102,6 +102,37 @@ def test_source_that_does_not_parse_is_never_passed(verdicts):
     assert verdicts("model = ((\n" + GOOD)["no biases"] == "unknown"
 
 
+@pytest.mark.parametrize(
+    ("rule", "source", "log"),
+    [
+        ("no dense layer", "for i in a:\n    !ls\nx = layers.Dense(10)(x)\n", ""),
+        ("no dense layer", "from keras.layers import Dense as D\nD(10)(x)\n", ""),
+        ("no biases", "layers.Conv2DTranspose(8, 3)(x)\n", ""),
+        ("at most 20 epochs", "model.fit(x, y, epochs=200, verbose=0)\n", ""),
+        ("fewer than 15,000 parameters", "", "Total params: 3,600,000\n"),
+    ],
+)
+def test_it_is_not_led_astray(verdicts, rule, source, log):
+    assert verdicts(source + GOOD, log + LOG)[rule] == "fail"
+
+
+@pytest.mark.parametrize(
+    ("rule", "old", "new"),
+    [
+        ("99.4 % on the test set", "(x_test, y_test)", "(x_train, y_train)"),
+        (
+            "99.4 % on the test set",
+            "print(model.evaluate(x_test, y_test))",
+            "# .evaluate(",
+        ),
+        ("fewer than 15,000 parameters", "14,960", "0"),
+    ],
+)
+def test_what_is_no_evidence_is_unknown(verdicts, rule, old, new):
+    changed = verdicts(GOOD.replace(old, new), LOG.replace(old, new))
+    assert changed[rule] == "unknown"
+
+
 def test_the_optimizer_is_not_counted(verdicts):
     log = LOG + "Total params: 44,000\nOptimizer params: 29,040\n"
     assert verdicts(printed=log)["fewer than 15,000 parameters"] == "pass"

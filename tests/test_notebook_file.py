@@ -3,13 +3,21 @@
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 
 import nbformat
 import papermill
 import pytest
-from notebook import NOTEBOOK, REPOSITORY, find_record, read_notebook
+from notebook import (
+    NOTEBOOK,
+    REPOSITORY,
+    find_record,
+    fingerprint,
+    read_notebook,
+    settings_of,
+)
 
 PARAMETERS = {
     "recipe": ("str", '"assignment"'),
@@ -93,6 +101,8 @@ def test_every_figure_has_alternative_text(code_cells):
 
 def test_the_stored_run_is_whole_and_keeps_its_promise(notebook):
     record = find_record(notebook)
+    assert notebook.metadata.code9.fingerprint == fingerprint()
+    assert record["settings"] == settings_of("assignment", {})
     assert record["recipe"] == "assignment"
     assert (record["seed"], record["overrides"]) == (0, {})
     assert record["evaluated_on"] == "test"
@@ -118,6 +128,8 @@ def test_no_tensorflow_call_in_the_notebook(code_cells):
 
 
 def test_the_repository_has_its_shape():
+    if not shutil.which("git"):
+        pytest.skip("git is not installed")
     listed = subprocess.run(
         ["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )

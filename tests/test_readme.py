@@ -43,7 +43,8 @@ def test_every_link_leads_to_a_file(text):
 
 def test_every_parameter_that_a_command_sets_exists(text):
     known = papermill.inspect_notebook(str(NOTEBOOK))
-    used = re.findall(r" -p (\w+)", text)
+    commands = re.findall(r"papermill (.+)", text)
+    used = [name for command in commands for name in re.findall(r" -p (\w+)", command)]
     assert used
     assert set(used) <= set(known)
 
