@@ -9,7 +9,7 @@ import papermill
 import pytest
 from notebook import run_cell, run_cells, run_notebook
 
-FIELDS = "stages, epochs, batch_size"
+FIELDS = "stages, activation, first_kernel"
 
 
 @pytest.mark.parametrize(
