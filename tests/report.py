@@ -118,12 +118,25 @@ def grouped(records, evaluated_on):
     return groups
 
 
-def results_table(records):
+def ours(records, stored):
+    """Return our records on the test set by name, or the stored run if there are none.
+
+    A single run claims nothing, and its n of 1 says so.
+    """
+    groups = grouped(records, "test")
+    if stored["recipe"] not in groups:
+        groups[f"{stored['recipe']}, stored run"] = [stored]
+    return groups
+
+
+def results_table(groups):
     """Return the table of our recipes, means over seeds, beside the public results."""
     rows = []
-    for name, group in grouped(records, "test").items():
+    for name, group in groups.items():
         s, first = summarize(group), group[0]
-        accuracy = f"**{percent(s['mean'])}** ± {percent(s['deviation'])}"
+        accuracy = f"**{percent(s['mean'])}**"
+        if s["n"] > 1:
+            accuracy += f" ± {percent(s['deviation'])}"
         seconds = f"{s['seconds']:.0f}"
         rows.append(
             (f"**`{name}`**", f"{first['parameters']['total']:,}", first["epochs"],
@@ -196,7 +209,7 @@ def generated_parts(notebook, records):
     return {
         "colab": colab_line(),
         "run": table(("the stored run", ""), [*stored, ("versions", versions)]),
-        "results": results_table(records),
+        "results": results_table(ours(records, record)),
         "log": f"```text\n{printed(notebook, 'fit')}```",
         "evaluate": f"```text\n{printed(notebook, 'evaluate')}```",
         "parameters": parameters_table(),
@@ -204,7 +217,7 @@ def generated_parts(notebook, records):
     }
 
 
-def plot_benchmark(records):
+def plot_benchmark(groups):
     """Return a PNG of accuracy over parameters: ours with error bars, and the public.
 
     The axis below is logarithmic; the lines are the assignment's goal, and what is left
@@ -219,7 +232,7 @@ def plot_benchmark(records):
         spot = {"xytext": (6 if right else -6, -4), "textcoords": "offset points"}
         side = "left" if right else "right"
         axis.annotate(label, (parameters, accuracy), color="dimgrey", ha=side, **spot)
-    for name, group in grouped(records, "test").items():
+    for name, group in groups.items():
         s, first = summarize(group), group[0]
         axis.errorbar(
             first["parameters"]["total"], 100 * s["mean"], 100 * s["deviation"],
@@ -230,16 +243,14 @@ def plot_benchmark(records):
     axis.annotate("the assignment's 99.4 %", (90_000, 99.41), color="tab:red")
     axis.axhline(99.85, linestyle=":", color="tab:green", linewidth=1)
     axis.annotate("15 labels are wrong: 99.85 %", (90_000, 99.86), color="tab:green")
-    axis.set(xscale="log", xlim=(900, 700_000), ylim=(98.95, 99.93))
+    axis.set(xscale="log", xlim=(900, 1_200_000), ylim=(98.95, 99.93))
     axis.set(xlabel="parameters", ylabel="test accuracy after the last epoch (%)")
-    means = [summarize(group)["mean"] for group in grouped(records, "test").values()]
-    best = max(means, default=0)
+    best = max(summarize(group)["mean"] for group in groups.values())
     above = 100 * best > max(accuracy for *_, accuracy, _ in PUBLIC)
     place = "above" if above else "beside"
-    if means:
-        axis.set_title(f"Without a single bias: {best:.2%}, {place} what is public")
-        title = "ours: mean ± deviation"
-        axis.legend(title=title, loc="upper right", bbox_to_anchor=(1, 0.83))
+    axis.set_title(f"Without a single bias: {best:.2%}, {place} what is public")
+    title = "ours: mean ± deviation"
+    axis.legend(title=title, loc="upper right", bbox_to_anchor=(1, 0.83))
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, facecolor="white", metadata={"Software": None})
     plt.close(figure)
@@ -263,7 +274,8 @@ def figures(notebook, records):
         name: base64.b64decode(outputs_of(notebook, cell)[0]["data"]["image/png"])
         for cell, name in SHOWN.items()
     }
-    return stored | {"benchmark.png": plot_benchmark(records)}
+    groups = ours(records, find_record(notebook))
+    return stored | {"benchmark.png": plot_benchmark(groups)}
 
 
 def main():
