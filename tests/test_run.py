@@ -122,6 +122,8 @@ def test_the_main_job_passes_the_assignment(tmp_path):
     assert record["epochs"] <= 20
     assert record["parameters"]["total"] < 15_000
     assert record["accuracy"] >= 0.994
+    stored = find_record(nbformat.read(NOTEBOOK, as_version=4))
+    assert record["accuracy"] == pytest.approx(stored["accuracy"], abs=0.0015)
 
 
 def test_the_stored_model_scores_what_the_record_says(mnist):
