@@ -184,6 +184,7 @@ def test_results_are_written_whole_or_not_at_all(small_data, tmp_path):
     parameters = {"data_path": str(small_data), "output_dir": str(folder), "epochs": 1}
     cells = run_cells("save", **parameters)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert {"CODE9.keras", "results.json"} <= set(before)
     cells["record"]["seed"] = 5
     cells["figures"]["broken"] = None
     with pytest.raises(TypeError):

@@ -70,7 +70,9 @@ def test_a_holdout_run_ignores_poisoned_test_arrays(small_arrays, tmp_path):
 
 def test_the_validated_weights_are_the_averaged_ones(small_data):
     """What the last line of the log says is what is evaluated, and what is saved."""
-    cells = run_cells("evaluate", data_path=str(small_data), epochs=2)
+    longer = {"average": 0.5}  # so that the average differs from the last weights
+    parameters = {"data_path": str(small_data), "epochs": 2, "overrides": longer}
+    cells = run_cells("evaluate", **parameters)
     assert cells["loss"] == pytest.approx(cells["history"]["val_loss"][-1], rel=1e-5)
     averaged = cells["optimizer"]._model_variables_moving_average
     kept = [v.numpy() for v in cells["classifier"].trainable_variables]
