@@ -1,14 +1,19 @@
 """Trains recipes over fixed seeds and stores one record a run in tests/benchmark.json.
 
-    python tests/benchmark.py [--recipes NAME ...] [--seeds N ...] [--ablation]
+    tests/benchmark.py [--recipes NAME ...] [--seeds N ...] [--ablation] [--jobs N]
 
 Every run is the whole notebook, through papermill. A run that is stored already, by
 the same code of the notebook, is not trained again, so an interrupted benchmark goes
 on where it was. `python tests/report.py` turns the records into tables and figures.
+
+The net is too small to keep many cores busy, so several jobs at once, each with its
+share of the cores, get more done; each record says how many there were.
 """
 
 import argparse
+import concurrent.futures
 import json
+import multiprocessing
 import os
 import platform
 import tempfile
@@ -52,9 +57,9 @@ def write_records(records):
     write_whole(STORE, f"[\n{lines}\n]\n".encode())
 
 
-def describe_machine():
+def describe_machine(jobs):
     """Return what the time of a run depends on."""
-    return {"system": platform.system(), "cores": os.cpu_count()}
+    return {"system": platform.system(), "cores": os.cpu_count(), "jobs": jobs}
 
 
 def wanted_runs(recipes, seeds, ablation):
@@ -80,6 +85,18 @@ def is_stored(parameters, records):
     )
 
 
+def train(parameters, threads):
+    """Run the notebook, its operations on so many threads; return hash and record."""
+    os.environ["TF_NUM_INTRAOP_THREADS"] = str(threads)
+    code = fingerprint()
+    with tempfile.TemporaryDirectory() as folder:
+        record = run_notebook(Path(folder) / "run.ipynb", parameters)
+    if fingerprint() != code:
+        raise RuntimeError("CODE9.ipynb was changed while it ran: the run is dropped.")
+    del record["history"]
+    return code, record
+
+
 def main():
     """Make the runs that the arguments ask for and that are not stored yet."""
     known = list(definitions()["RECIPES"])
@@ -87,22 +104,30 @@ def main():
     parser.add_argument("--recipes", nargs="*", choices=known, default=known)
     parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
     parser.add_argument("--ablation", action="store_true", help="runs on the hold-out")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     arguments = parser.parse_args()
-    runs = list(wanted_runs(arguments.recipes, arguments.seeds, arguments.ablation))
-    for name, parameters in (progress := tqdm(runs)):
-        progress.set_description(f"{name}, seed {parameters['seed']}")
-        if is_stored(parameters, read_records()):
-            continue
-        code = fingerprint()
-        with tempfile.TemporaryDirectory() as folder:
-            record = run_notebook(Path(folder) / "run.ipynb", parameters)
-        if fingerprint() != code:
-            raise SystemExit(
-                "CODE9.ipynb was changed while it ran: the run is dropped."
-            )
-        del record["history"]
-        named = {"fingerprint": code, "name": name, "machine": describe_machine()}
-        write_records([*read_records(), named | record])
+    stored = read_records()
+    runs = [
+        (name, parameters)
+        for name, parameters in wanted_runs(
+            arguments.recipes, arguments.seeds, arguments.ablation
+        )
+        if not is_stored(parameters, stored)
+    ]
+    machine = describe_machine(arguments.jobs)
+    threads = max(1, machine["cores"] // arguments.jobs)
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(arguments.jobs, context) as pool:
+        names = {pool.submit(train, run, threads): name for name, run in runs}
+        finished = concurrent.futures.as_completed(names)
+        try:
+            for future in tqdm(finished, total=len(names), desc="runs"):
+                code, record = future.result()
+                named = {"fingerprint": code, "name": names[future], "machine": machine}
+                write_records([*read_records(), named | record])
+        except BaseException:  # what has not begun is left to the next time
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 if __name__ == "__main__":

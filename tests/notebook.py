@@ -3,6 +3,7 @@
 The notebook is the only training code there is; nothing here repeats a part of it.
 """
 
+import ast
 import dataclasses
 import functools
 import hashlib
@@ -53,6 +54,15 @@ def run_cell(identifier, namespace):
     exec(compile(cell.source, f"cell {identifier}", "exec"), namespace)
 
 
+def run_definitions(identifier, namespace):
+    """Run only the functions and classes that the cell with this id defines."""
+    cell = next(cell for cell in read_notebook().cells if cell.id == identifier)
+    tree = ast.parse(cell.source)
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    tree.body = [statement for statement in tree.body if isinstance(statement, kinds)]
+    exec(compile(tree, f"cell {identifier}", "exec"), namespace)
+
+
 def run_cells(last, **parameters):
     """Run the notebook's code cells up to the one with the id last, in this process.
 
@@ -73,24 +83,30 @@ def run_cells(last, **parameters):
 def fingerprint():
     """Return a hash of the notebook's code that determines weights and numbers.
 
-    Left out are cells tagged as report, which only show, and the table of recipes:
-    each record holds the settings that it was made with, and they are compared. So
-    text, figures and other recipes may change without a new training.
+    Left out are comments, cells tagged as report, which only show, and the table of
+    recipes: each record holds the settings that it was made with, and they are
+    compared. So text, figures and other recipes may change without a new training.
     """
-    sources = [
-        cell.source
+    statements = [
+        ast.dump(statement)
         for cell in read_notebook().cells
-        if cell.cell_type == "code"
-        and cell.id != "recipes"
-        and "report" not in cell.metadata.get("tags", [])
+        if cell.cell_type == "code" and "report" not in cell.metadata.get("tags", [])
+        for statement in ast.parse(cell.source).body
+        if not is_table_of_recipes(statement)
     ]
-    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(statements).encode()).hexdigest()[:16]
+
+
+def is_table_of_recipes(statement):
+    """Tell whether the statement assigns the notebook's RECIPES."""
+    targets = getattr(statement, "targets", [])
+    return any(getattr(target, "id", "") == "RECIPES" for target in targets)
 
 
 @functools.cache
 def definitions():
     """Return the namespace of the cells that define and check the recipes."""
-    return run_cells("check")
+    return run_cells("plumbing")
 
 
 def settings_of(recipe, overrides):

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import PIL.Image
 import pytest
-from notebook import DATA, REPOSITORY, run_cell, run_cells
+from notebook import DATA, REPOSITORY, run_cells, run_definitions
 
 DIGIT = REPOSITORY / "images" / "digit.png"
 
@@ -12,9 +12,8 @@ DIGIT = REPOSITORY / "images" / "digit.png"
 @pytest.fixture(scope="module")
 def cells():
     """The notebook's functions for pictures of one's own."""
-    namespace = run_cells("check")
-    for identifier in ("own", "own-center"):
-        run_cell(identifier, namespace)
+    namespace = run_cells("plumbing")
+    run_definitions("own", namespace)
     return namespace
 
 

@@ -61,7 +61,7 @@ def test_a_parameter_that_does_not_exist_is_refused(tmp_path):
 
 def test_the_notebook_itself_refuses_it_too():
     """papermill run by hand only warns of it."""
-    cells = run_cells("settings")
+    cells = run_cells("split")
     injected = "# Parameters\nepochs = 1\nsede = 1\n"
     with pytest.raises(ValueError, match=r"No parameter \['sede'\]"):
         cells["check_parameters"](cells, ["", injected])
@@ -159,7 +159,7 @@ def test_a_pickle_is_never_run(small_arrays, tmp_path):
 def test_no_data_and_no_network_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    cells = run_cells("data")
+    cells = run_cells("plumbing")
 
     def no_network(**_):
         raise OSError("no network")
@@ -182,7 +182,7 @@ def test_results_are_written_whole_or_not_at_all(small_data, tmp_path):
     """Writing breaks off after the model and the record were written."""
     folder = tmp_path / "output"
     parameters = {"data_path": str(small_data), "output_dir": str(folder), "epochs": 1}
-    cells = run_cells("save", **parameters)
+    cells = run_cells("record", **parameters)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert {"CODE9.keras", "results.json"} <= set(before)
     cells["record"]["seed"] = 5
