@@ -53,7 +53,7 @@ def run_and_store():
     client = NotebookClient(
         notebook, timeout=None, resources={"metadata": {"path": str(REPOSITORY)}}
     )
-    keep = "classifier.save('tests/data/CODE9.keras')"
+    keep = "model.save('tests/data/CODE9.keras')"
     extra = nbformat.v4.new_code_cell(keep)
     with client.setup_kernel():
         for index, cell in enumerate(notebook.cells):

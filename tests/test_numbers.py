@@ -111,8 +111,10 @@ def test_muon_takes_the_kernels_that_are_matrices(cells):
         if optimizer._should_use_adamw(variable)
     }
     first = network.layers[1].kernel.path
-    scales = {v.path for v in network.trainable_variables if v.name == "gamma"}
+    left = {"gamma", "depthwise_kernel"}
+    scales = {v.path for v in network.trainable_variables if v.name in left}
     assert by_adam == {first, "classes/kernel", *scales}
+    assert len(by_adam) < len(network.trainable_variables)
 
 
 def test_muon_steps_are_orthogonal(cells):
@@ -129,5 +131,5 @@ def test_muon_steps_are_orthogonal(cells):
 
 def test_keras_does_not_compile_what_tensorflow_cannot(cells):
     """On a GPU Keras would try XLA, for which the image transform has no kernel."""
-    assert cells["model"].augment.supports_jit == (keras.backend.backend() == "jax")
-    assert cells["model"].jit_compile is False
+    assert cells["learner"].augment.supports_jit == (keras.backend.backend() == "jax")
+    assert cells["learner"].jit_compile is False

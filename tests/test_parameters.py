@@ -42,7 +42,7 @@ FIELDS = "stages, activation, first_kernel"
         ({"output_dir": "a\0b"}, "output_dir .* cannot be written"),
         ({"overrides": {"stages": [16]}}, "give a value of type tuple"),
         ({"overrides": {"stages": [[4]] * 4}}, "stages are 4: .* at most 3"),
-        ({"overrides": {"stages": [[90, 90]]}}, "stay below 15,000"),
+        ({"overrides": {"stages": [[120, 120]]}}, "stay below 15,000"),
         ({"data_path": 1}, "data_path is 1, of type int: give a value of type str"),
         ({"output_dir": "requirements.txt"}, "output_dir .* cannot be written"),
         ({"output_dir": "requirements.txt/x"}, "output_dir .* cannot be written"),
@@ -194,7 +194,7 @@ def test_results_are_written_whole_or_not_at_all(small_data, tmp_path):
 
 def test_a_training_that_turns_to_nan_stops_with_a_sentence(small_data):
     cells = run_cells("compile", data_path=str(small_data), epochs=2)
-    network = cells["classifier"]
+    network = cells["model"]
     network.set_weights([weight * np.nan for weight in network.get_weights()])
     with pytest.raises(ValueError, match=r"not a number any more: lower .* peak_rate"):
         run_cell("fit", cells)

@@ -99,4 +99,4 @@ def test_exactly_15000_parameters_are_too_many(cells):
 
 def test_the_net_is_checked_before_it_is_trained():
     with pytest.raises(ValueError, match="stay below 15,000"):
-        run_cells("rules", overrides={"stages": [[16], [64, 64]]})
+        run_cells("rules", overrides={"stages": [[16], [120, 120]]})

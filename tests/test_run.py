@@ -28,7 +28,8 @@ def test_a_small_run_records_what_it_did(small_run):
     assert all(len(values) == 2 for values in record["history"].values())
     low, high = record["accuracy_interval"]
     assert 0 <= low < record["accuracy"] < high <= 1
-    assert record["accuracy"] == pytest.approx(record["history"]["val_accuracy"][-1])
+    single = record["history"]["val_accuracy"][-1]  # from one view of each image
+    assert record["accuracy"] == pytest.approx(single, abs=0.1)
     assert record["backend"] in record["versions"]
     for export in record["exports"].values():
         assert export["bytes"] < 150_000
