@@ -1,0 +1,77 @@
+"""The stored records: none made twice, none half written, none of another notebook."""
+
+import benchmark
+import pytest
+from benchmark import ABLATION, EDITS, edited, is_stored, wanted_runs
+from notebook import fingerprint, read_notebook, settings_of
+from report import grouped
+
+RUN = {"recipe": "quick", "seed": 3}
+
+
+@pytest.fixture
+def record():
+    """What is stored of a run of the recipe quick with seed 3, as far as it matters."""
+    return RUN | {
+        "name": "quick",
+        "fingerprint": fingerprint(),
+        "settings": settings_of("quick", {}),
+        "overrides": {},
+        "evaluated_on": "test",
+        "epochs": 1,
+    }
+
+
+def test_a_finished_run_is_not_made_again(record):
+    assert is_stored("quick", RUN, [record])
+    assert not is_stored("quick", RUN, [])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"fingerprint": "0"},
+        {"settings": {}},
+        {"seed": 4},
+        {"name": "slow"},
+        {"recipe": "gone"},
+        {"overrides": {"views": False}},
+        {"evaluated_on": "holdout"},
+    ],
+    ids=str,
+)
+def test_another_run_does_not_stand_for_it(record, other):
+    assert not is_stored("quick", RUN, [record | other])
+
+
+def test_a_table_shows_the_fixed_seeds_of_this_notebook_alone(record):
+    others = [record | {"fingerprint": "0"}, record | {"seed": 77}]
+    assert grouped([record, *others], "test") == {"quick": [record]}
+    assert grouped([record], "holdout") == {}
+
+
+def test_records_are_written_whole_or_not_at_all(record, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "STORE", tmp_path / "benchmark.json")
+    benchmark.write_records([record])
+    assert benchmark.read_records() == [record]
+    with pytest.raises(TypeError):
+        benchmark.write_records([record, {"accuracy": object()}])
+    assert benchmark.read_records() == [record]
+    assert [path.name for path in tmp_path.iterdir()] == ["benchmark.json"]
+
+
+def test_the_ablation_never_touches_the_test_images():
+    runs = list(wanted_runs([], [], ablation=True))
+    assert {name for name, _ in runs} == set(ABLATION)
+    assert all(parameters["holdout"] > 0 for _, parameters in runs)
+
+
+def test_an_edited_copy_differs_where_it_should_and_nowhere_else():
+    for edits in EDITS.values():
+        pairs = zip(read_notebook().cells, edited(edits).cells, strict=True)
+        changed = [(a.source, b.source) for a, b in pairs if a.source != b.source]
+        assert len(changed) == len(edits)
+        for (before, after), (old, new) in zip(changed, edits.items(), strict=True):
+            assert before.replace(old, new) == after
+    with pytest.raises(ValueError, match="not enough values"):
+        edited({"a text that no cell holds": ""})
