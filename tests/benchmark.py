@@ -27,6 +27,7 @@ from notebook import (
     is_current,
     read_notebook,
     run_notebook,
+    settings_of,
     write_whole,
 )
 from tqdm import tqdm
@@ -35,7 +36,7 @@ STORE = REPOSITORY / "tests" / "benchmark.json"
 SEEDS = tuple(range(10))  # fixed before the first run, and the same for each recipe
 HOLDOUT = 10_000
 ABLATION_SEEDS = SEEDS[:3]
-ABLATION_EPOCHS = 4
+ABLATION_EPOCHS = 2
 # One change each, of the recipe "assignment"; measured on held-out training images.
 ABLATION = {
     "as it is": {},
@@ -54,6 +55,8 @@ EDITS = {
     "normalization's offset put back": {
         "center=False, scale": "center=True, scale",
         '"pointwise_kernel", "gamma"}': '"pointwise_kernel", "gamma", "beta"}',
+        '"additive": 0,': '"additive": sum(w.shape[0] for w in model.weights'
+        ' if w.name == "beta"),',
     }
 }
 
@@ -90,7 +93,11 @@ def wanted_runs(recipes, seeds, ablation):
 def is_stored(name, parameters, records):
     """Tell whether a current record has this name and these parameters."""
     wanted = {"name": name, "overrides": {}} | parameters
-    wanted["evaluated_on"] = "holdout" if wanted.pop("holdout", 0) else "test"
+    settings = settings_of(wanted["recipe"], wanted["overrides"])
+    wanted.setdefault("epochs", settings["epochs"])
+    if holdout := wanted.pop("holdout", 0):
+        wanted["evaluation_examples"] = holdout
+    wanted["evaluated_on"] = "holdout" if holdout else "test"
     return any(
         all(record[name] == value for name, value in wanted.items())
         for record in records

@@ -67,7 +67,8 @@ def printed_text(cell):
 def find_calls(source):
     """Return (name, keywords) of every call in the source, or None if it is no Python.
 
-    Magics are passed over; what was imported under another name is called by its own.
+    Magics are passed over; what has another name, by import or assignment, is called by
+    its own.
     """
     lines = [re.sub(r"^(\s*)[!%].*", r"\1pass", line) for line in source.splitlines()]
     try:
@@ -75,7 +76,10 @@ def find_calls(source):
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     imports = [n for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
-    names = {a.asname: a.name for n in imports for a in n.names if a.asname}
+    names = {a.asname: [a.name] for n in imports for a in n.names if a.asname}
+    for node in nodes:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            names.setdefault(node.targets[0].id, []).extend(named(node.value))
     calls = []
     for node in nodes:
         if isinstance(node, ast.Call):
@@ -83,8 +87,16 @@ def find_calls(source):
             keywords = {k.arg: ast.unparse(k.value) for k in node.keywords if k.arg}
             if node.args:
                 keywords["first argument"] = ast.unparse(node.args[0])
-            calls.append((names.get(name, name), keywords))
+            calls += [(meant, keywords) for meant in names.get(name) or [name]]
     return calls
+
+
+def named(value):
+    """Return the names that the expression may stand for, as in A if x else B."""
+    if isinstance(value, ast.IfExp):
+        return named(value.body) + named(value.orelse)
+    name = getattr(value, "attr", getattr(value, "id", ""))
+    return [name] if name else []
 
 
 def read_submission(path):
@@ -235,6 +247,9 @@ def find_weaknesses(submission):
     if not re.search(seeds, submission.source):
         yield Finding("no seed", "warning", "nothing fixes what is random")
     result = evaluated_accuracy(submission)
+    # A net that averages over views says what its weights reach by the log's one view.
+    single = (submission.record or {}).get("single_view_accuracy")
+    result = single if isinstance(single, float) else result
     if result and accuracies and abs(result - accuracies[-1]) > 0.00006:
         best = abs(result - max(accuracies)) < 0.00006
         message = f"evaluated {result}, last epoch {accuracies[-1]}"

@@ -122,7 +122,8 @@ def is_current(record):
         return False
     if record["recipe"] not in definitions()["RECIPES"]:
         return False
-    return record["settings"] == settings_of(record["recipe"], record["overrides"])
+    settings = settings_of(record["recipe"], record["overrides"])
+    return record["settings"] == settings | {"epochs": record["epochs"]}
 
 
 def write_whole(path, content):

@@ -108,6 +108,8 @@ def test_source_that_does_not_parse_is_never_passed(verdicts):
         ("no dense layer", "for i in a:\n    !ls\nx = layers.Dense(10)(x)\n", ""),
         ("no dense layer", "from keras.layers import Dense as D\nD(10)(x)\n", ""),
         ("no biases", "layers.Conv2DTranspose(8, 3)(x)\n", ""),
+        ("no biases", "conv = layers.Conv2D\nconv(8, 3)(x)\n", ""),
+        ("no biases", "f = l.Conv1D if a else l.SeparableConv2D\nf(8, 3)(x)\n", ""),
         ("at most 20 epochs", "model.fit(x, y, epochs=200, verbose=0)\n", ""),
         ("fewer than 15,000 parameters", "", "Total params: 3,600,000\n"),
     ],
