@@ -4,7 +4,7 @@ import benchmark
 import pytest
 from benchmark import ABLATION, EDITS, edited, is_stored, wanted_runs
 from notebook import fingerprint, read_notebook, settings_of
-from report import grouped
+from report import changes, grouped
 
 RUN = {"recipe": "quick", "seed": 3}
 
@@ -40,6 +40,31 @@ def test_a_short_run_counts_for_the_ablation_alone(short_record):
     tested = short_record | {"evaluated_on": "test", "name": "assignment"}
     assert grouped([tested], "test") == {}
     assert not is_stored("assignment", {"recipe": "assignment", "seed": 0}, [tested])
+
+
+def test_each_change_is_compared_to_the_same_seed_and_the_worst_comes_first():
+    accuracies = {  # of seeds 0 and 1; a record that has no partner counts for nothing
+        "as it is": (0.99, 0.98),
+        "one view instead of five": (0.985, 0.985, 0.5),
+        "a rate that does not fall": (0.98,),
+    }
+    records = []
+    for name, run in wanted_runs([], [], ablation=True):
+        values = dict(enumerate(accuracies.get(name, ())))
+        settings = settings_of(run["recipe"], run["overrides"])
+        if run["seed"] in values:
+            records.append(
+                run
+                | {"name": name, "fingerprint": fingerprint()}
+                | {"settings": settings | {"epochs": run["epochs"]}}
+                | {"evaluated_on": "holdout", "accuracy": values[run["seed"]]}
+            )
+    (first, lost), (second, same) = changes(records)
+    assert (first, second) == ("a rate that does not fall", "one view instead of five")
+    assert lost == pytest.approx([-1])
+    assert same == pytest.approx([-0.5, 0.5])
+    without_base = [record for record in records if record["name"] != "as it is"]
+    assert changes(without_base) == []
 
 
 def test_a_finished_run_is_not_made_again(record):
