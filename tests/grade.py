@@ -170,10 +170,10 @@ def grade_parameters(submission):
     )
     # Keras adds the optimizer's variables to the total after a training.
     count = max(counts, default=0) - (max(optimizer, default=0) if counts else 0)
-    evidence = f"the summary says {count:,}"
-    missing = "no model.summary() of a built model is stored"
     if optimizer and len(counts) > 1:  # which of them holds the optimizer's is not told
         count = max(count, min(counts))
+    evidence = f"the summary says {count:,}"
+    missing = "no model.summary() of a built model is stored"
     return judge(rule, count > 0, count < LIMIT, evidence, missing)
 
 
@@ -236,7 +236,8 @@ def find_weaknesses(submission):
     epochs, accuracies = logged_epochs(submission)
     steering = ("ReduceLROnPlateau", "EarlyStopping", "ModelCheckpoint")
     for name, keywords in submission.calls:
-        monitor = keywords.get("monitor", "'val_loss'")
+        first = "path" if name == "ModelCheckpoint" else "first argument"
+        monitor = keywords.get("monitor", keywords.get(first, "'val_loss'"))
         if name in steering and "val" in monitor:
             message = f"{name} reads the validated images"
             yield Finding("the test set decides", "warning", message)

@@ -7,8 +7,10 @@ import ast
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import os
+import tokenize
 from pathlib import Path
 
 import nbformat
@@ -80,7 +82,7 @@ def run_cells(last, **parameters):
     raise ValueError(f"The notebook has no cell with the id {last!r}.")
 
 
-def fingerprint():
+def fingerprint(path=NOTEBOOK):
     """Return a hash of the notebook's code that determines weights and numbers.
 
     Left out are comments, cells tagged as report, which only show, and the table of
@@ -88,19 +90,31 @@ def fingerprint():
     compared. So text, figures and other recipes may change without a new training.
     """
     statements = [
-        ast.dump(statement)
-        for cell in read_notebook().cells
+        statement
+        for cell in read_notebook(path).cells
         if cell.cell_type == "code" and "report" not in cell.metadata.get("tags", [])
-        for statement in ast.parse(cell.source).body
-        if not is_table_of_recipes(statement)
+        for statement in statements_of(cell.source)
     ]
     return hashlib.sha256("\n".join(statements).encode()).hexdigest()[:16]
 
 
-def is_table_of_recipes(statement):
-    """Tell whether the statement assigns the notebook's RECIPES."""
-    targets = getattr(statement, "targets", [])
-    return any(getattr(target, "id", "") == "RECIPES" for target in targets)
+def statements_of(source):
+    """Yield each statement's text, less comments, empty lines and the table of recipes.
+
+    It is the text and not the syntax tree, whose form differs from Python to Python.
+    """
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column].rstrip()
+    for statement in ast.parse(source).body:
+        targets = getattr(statement, "targets", [])
+        if any(getattr(target, "id", "") == "RECIPES" for target in targets):
+            continue
+        decorators = getattr(statement, "decorator_list", [])
+        first = min(node.lineno for node in (statement, *decorators))
+        yield "\n".join(filter(None, lines[first - 1 : statement.end_lineno]))
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """The stored records: none made twice, none half written, none of another notebook."""
 
 import benchmark
+import nbformat
 import pytest
 from benchmark import ABLATION, EDITS, edited, is_stored, wanted_runs
 from notebook import fingerprint, read_notebook, settings_of
@@ -81,6 +82,7 @@ def test_a_finished_run_is_not_made_again(record):
         {"name": "slow"},
         {"recipe": "gone"},
         {"overrides": {"views": False}},
+        {"edits": {"an old text": "a new one"}},
         {"evaluated_on": "holdout"},
     ],
     ids=str,
@@ -123,3 +125,19 @@ def test_an_edited_copy_differs_where_it_should_and_nowhere_else():
             assert expected == after
     with pytest.raises(ValueError, match="not enough values"):
         edited({"a text that no cell holds": ""})
+
+
+def test_the_fingerprint_is_of_statements_and_the_same_for_every_python(tmp_path):
+    def hashed(*sources):
+        cells = [nbformat.v4.new_code_cell(source) for source in sources]
+        cells[-1].metadata["tags"] = ["report"]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "n.ipynb")
+        return fingerprint(tmp_path / "n.ipynb")
+
+    decorated = "@decorator\ndef f(x: int):\n    return f'{x:.2f} #'"
+    code = hashed(decorated, "shown = 1")
+    assert code == "ee65b62585127604"  # on one Python, and so on all
+    assert code == hashed(f"{decorated}  # why\n\n# and how", "shown = 2")
+    assert code == hashed(f"{decorated}\nRECIPES = {{}}", "")
+    for changed in ("decorator", "int", "2f", "#"):
+        assert code != hashed(decorated.replace(changed, "z"), "shown = 1")

@@ -80,6 +80,12 @@ def test_a_weak_claim_is_warned_of(verdicts, warning, old, new):
     assert changed[warning] == "warning"
 
 
+def test_who_steers_by_the_training_loss_is_not_warned_of(verdicts):
+    for monitor in ("'loss'", "monitor='loss'"):
+        source = GOOD.replace("model.fit", f"ReduceLROnPlateau({monitor})\nmodel.fit")
+        assert "the test set decides" not in verdicts(source)
+
+
 def test_the_best_epoch_claimed_is_warned_of(verdicts):
     log = LOG.replace("val_acc: 0.9915", "val_acc: 0.9950")
     changed = verdicts(GOOD, log.replace("[0.02, 0.9943]", "[0.02, 0.9950]"))

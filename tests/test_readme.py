@@ -5,9 +5,24 @@ import re
 import matplotlib
 import papermill
 import pytest
-from benchmark import read_records
-from notebook import NOTEBOOK, REPOSITORY, find_record, is_current, read_notebook
-from report import IMAGES, README, SHOWN, figures, fill, generated_parts
+from benchmark import SEEDS, read_records
+from notebook import (
+    NOTEBOOK,
+    REPOSITORY,
+    definitions,
+    find_record,
+    is_current,
+    read_notebook,
+)
+from report import (
+    IMAGES,
+    README,
+    SHOWN,
+    figures,
+    fill,
+    generated_parts,
+    grouped,
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +81,11 @@ def test_the_log_shows_every_epoch_of_the_record(text):
 
 def test_records_are_of_the_notebook_as_it_stands():
     """Older ones are kept, but said to be so, and are in no table."""
-    old = [record for record in read_records() if not is_current(record)]
-    if old:
+    records = read_records()
+    claims = grouped(records, "test")
+    assert set(claims) == set(definitions()["RECIPES"])
+    for name, group in claims.items():
+        assert sorted(record["seed"] for record in group) == sorted(SEEDS), name
+    if old := [record for record in records if not is_current(record)]:
         names = sorted({f"{r['name']}, seed {r['seed']}" for r in old})
         pytest.skip(f"of an older notebook: {'; '.join(names)}")
