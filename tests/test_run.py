@@ -2,15 +2,24 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import zipfile
 
 import keras
 import nbformat
 import numpy as np
 import papermill
 import pytest
-from notebook import DATA, NOTEBOOK, find_record, run_cells, run_notebook
+from notebook import (
+    DATA,
+    NOTEBOOK,
+    REPOSITORY,
+    find_record,
+    run_cells,
+    run_notebook,
+)
 
 COLUMNS = ["learning_rate", "loss", "accuracy", "val_loss", "val_accuracy", "seconds"]
 
@@ -137,6 +146,14 @@ def test_the_stored_model_scores_what_the_record_says(mnist):
     right = (logits.argmax(axis=1) == mnist["y_test"]).sum()
     # A digit on the border between two classes may fall either way elsewhere.
     assert abs(right - 10_000 * record["accuracy"]) <= 2
+
+
+def test_the_stored_model_was_saved_by_the_oldest_keras_that_may_load_it():
+    with zipfile.ZipFile(DATA.with_name("CODE9.keras")) as archive:
+        saved = json.loads(archive.read("metadata.json"))["keras_version"]
+    requirements = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8")
+    oldest = re.search(r"^keras>=([\d.]+)", requirements, re.M).group(1)
+    assert saved.startswith(f"{oldest}.")
 
 
 def test_papermill_stops_at_an_error(tmp_path):
