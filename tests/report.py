@@ -203,9 +203,9 @@ def caption(groups):
         " accuracy after the last epoch over n seeds, the worst of them, and the median"
         f" time of a training, on {where} and did other work at times (in brackets the"
         " fastest and slowest). The others, the best that we found with few parameters"
-        " or epochs: n runs, the last epoch, as their authors show it; the last two were"
-        " made for other aims, by other rules; T counts trainable parameters only. Ours"
-        " are counted whole, with the moving statistics of batch normalization."
+        " or epochs: n runs, the last epoch, as their authors show it; the last two"
+        " were made for other aims, by other rules; T counts trainable parameters only."
+        " Ours are counted whole, with the moving statistics of batch normalization."
     )
 
 
