@@ -5,7 +5,7 @@ import nbformat
 import pytest
 from benchmark import ABLATION, EDITS, edited, is_stored, wanted_runs
 from notebook import fingerprint, read_notebook, settings_of
-from report import changes, grouped
+from report import changes, grouped, others_table
 
 RUN = {"recipe": "quick", "seed": 3}
 
@@ -95,6 +95,17 @@ def test_a_table_shows_the_fixed_seeds_of_this_notebook_alone(record):
     others = [record | {"fingerprint": "0"}, record | {"seed": 77}]
     assert grouped([record, *others], "test") == {"quick": [record]}
     assert grouped([record], "holdout") == {}
+
+
+def test_other_seeds_stand_beside_the_claim_and_are_no_part_of_it(record):
+    def trained(seed, accuracy):
+        return record | {"seed": seed, "accuracy": accuracy, "training_seconds": 1}
+
+    claim = [trained(0, 0.99), trained(1, 0.98)]
+    assert others_table(claim) == "None were trained yet."
+    others = [trained(77, 0.975), trained(78, 0.981)]
+    row = "| `quick` | 98.50 ± 0.71 | 97.800 | 97.50 | 2 | -1.0 |"
+    assert row in others_table([*claim, *others])
 
 
 def test_records_are_written_whole_or_not_at_all(record, tmp_path, monkeypatch):
