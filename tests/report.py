@@ -43,7 +43,7 @@ IMAGES = REPOSITORY / "images"
 STORED_MODEL = DATA.with_name("CODE9.keras")
 # Cells of the notebook, and the files that their figures go to.
 SHOWN = {"curves": "curves.png", "wrong": "errors.png"}
-# What others published on GitHub, as their notebooks show it: repository, parameters
+# What others published on GitHub, as they show it themselves: repository, parameters
 # (T: trainable ones only), epochs, accuracy after the last epoch in per cent, and runs.
 PUBLIC = (
     ("baronrogers5/eip4", 13_050, "", 20, 99.57, 1),
