@@ -1,14 +1,17 @@
 """Small data and a finished small run, shared by the tests."""
 
 import os
+import sys
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent / "tools"))
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # what is held to the bit is held on a CPU
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import pytest
-from notebook import DATA, REPOSITORY, run_notebook
+from runner import DATA, REPOSITORY, run_notebook
 
 
 @pytest.fixture(scope="session")

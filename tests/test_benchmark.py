@@ -3,11 +3,11 @@
 import benchmark
 import nbformat
 import pytest
-from benchmark import ABLATION, EDITS, edited, is_stored, wanted_runs
-from notebook import fingerprint, read_notebook, settings_of
-from report import changes, grouped, others_table
+from benchmark import ABLATION, HOLDOUT, edited, edits_of, is_stored, wanted_runs
+from report import changes, claimed, plot_ablation
+from runner import fingerprint, read_notebook, settings_of
 
-RUN = {"recipe": "quick", "seed": 3}
+RUN = {"recipe": "quick", "seed": 3, "overrides": {}}
 
 
 @pytest.fixture
@@ -17,60 +17,46 @@ def record():
         "name": "quick",
         "fingerprint": fingerprint(),
         "settings": settings_of("quick", {}),
-        "overrides": {},
+        "edits": {},
         "evaluated_on": "test",
         "epochs": 1,
     }
 
 
-@pytest.fixture
-def short_record(record):
-    """What is stored of a short run on the hold-out, for the ablation."""
-    name, run = next(wanted_runs([], [], ablation=True))
-    short = {"epochs": run["epochs"]}
-    shown = {"name": name, "evaluated_on": "holdout"}
-    settings = settings_of(run["recipe"], run["overrides"]) | short
-    shown["evaluation_examples"] = run["holdout"]
-    return record | run | shown | {"settings": settings}
-
-
-def test_a_short_run_counts_for_the_ablation_alone(short_record):
-    name, run = next(wanted_runs([], [], ablation=True))
-    assert is_stored(name, run, [short_record])
-    assert grouped([short_record], "holdout") == {name: [short_record]}
-    tested = short_record | {"evaluated_on": "test", "name": "assignment"}
-    assert grouped([tested], "test") == {}
-    assert not is_stored("assignment", {"recipe": "assignment", "seed": 0}, [tested])
+def ablation_records(accuracies):
+    """Return records of the ablation with these accuracies, by name and seed."""
+    return [
+        {key: value for key, value in run.items() if key != "holdout"}
+        | {"name": name, "fingerprint": fingerprint(), "edits": edits_of(name)}
+        | {"settings": settings_of("assignment", run["overrides"]), "epochs": 20}
+        | {"evaluated_on": "holdout", "accuracy": accuracies[name][run["seed"]]}
+        for name, run in wanted_runs([], [], ablation=True)
+        if run["seed"] < len(accuracies.get(name, ()))
+    ]
 
 
 def test_each_change_is_compared_to_the_same_seed_and_the_worst_comes_first():
-    accuracies = {  # of seeds 0 and 1; a record that has no partner counts for nothing
+    records = ablation_records({
         "as it is": (0.99, 0.98),
-        "one view instead of five": (0.985, 0.985, 0.5),
-        "a rate that does not fall": (0.98,),
-    }
-    records = []
-    for name, run in wanted_runs([], [], ablation=True):
-        values = dict(enumerate(accuracies.get(name, ())))
-        settings = settings_of(run["recipe"], run["overrides"])
-        if run["seed"] in values:
-            records.append(
-                run
-                | {"name": name, "fingerprint": fingerprint()}
-                | {"settings": settings | {"epochs": run["epochs"]}}
-                | {"evaluated_on": "holdout", "accuracy": values[run["seed"]]}
-            )
+        "pooled once": (0.985, 0.985, 0.5),  # a record without a partner is left out
+        "a constant learning rate": (0.98, 0.97),
+    })  # fmt: skip
     (first, lost), (second, same) = changes(records)
-    assert (first, second) == ("a rate that does not fall", "one view instead of five")
-    assert lost == pytest.approx([-1])
+    assert (first, second) == ("a constant learning rate", "pooled once")
+    assert lost == pytest.approx([-1, -1])
     assert same == pytest.approx([-0.5, 0.5])
-    without_base = [record for record in records if record["name"] != "as it is"]
-    assert changes(without_base) == []
+    assert plot_ablation(changes(records)).startswith(b"\x89PNG")
+    assert claimed(records) == {}
+    assert changes([r for r in records if r["name"] != "as it is"]) == []
 
 
 def test_a_finished_run_is_not_made_again(record):
     assert is_stored("quick", RUN, [record])
     assert not is_stored("quick", RUN, [])
+    (base, *_) = ablation_records({"as it is": (0.99,)})
+    run = {key: base[key] for key in RUN} | {"holdout": HOLDOUT}
+    assert is_stored("as it is", run, [base])
+    assert not is_stored("as it is", run, [base | {"evaluated_on": "test"}])
 
 
 @pytest.mark.parametrize(
@@ -81,7 +67,7 @@ def test_a_finished_run_is_not_made_again(record):
         {"seed": 4},
         {"name": "slow"},
         {"recipe": "gone"},
-        {"overrides": {"views": False}},
+        {"overrides": {"rotation": 3}},
         {"edits": {"an old text": "a new one"}},
         {"evaluated_on": "holdout"},
     ],
@@ -93,19 +79,8 @@ def test_another_run_does_not_stand_for_it(record, other):
 
 def test_a_table_shows_the_fixed_seeds_of_this_notebook_alone(record):
     others = [record | {"fingerprint": "0"}, record | {"seed": 77}]
-    assert grouped([record, *others], "test") == {"quick": [record]}
-    assert grouped([record], "holdout") == {}
-
-
-def test_other_seeds_stand_beside_the_claim_and_are_no_part_of_it(record):
-    def trained(seed, accuracy):
-        return record | {"seed": seed, "accuracy": accuracy, "training_seconds": 1}
-
-    claim = [trained(0, 0.99), trained(1, 0.98)]
-    assert others_table(claim) == "None were trained yet."
-    others = [trained(77, 0.975), trained(78, 0.981)]
-    row = "| `quick` | 98.50 ± 0.71 | 97.800 | 97.50 | 2 | -1.0 |"
-    assert row in others_table([*claim, *others])
+    assert claimed([record, *others]) == {"quick": [record]}
+    assert claimed([record, *others], [77]) == {"quick": [others[1]]}
 
 
 def test_records_are_written_whole_or_not_at_all(record, tmp_path, monkeypatch):
@@ -124,16 +99,17 @@ def test_the_ablation_never_touches_the_test_images():
     assert all(parameters["holdout"] > 0 for _, parameters in runs)
 
 
-def test_an_edited_copy_differs_where_it_should_and_nowhere_else():
-    for edits in EDITS.values():
-        pairs = zip(read_notebook().cells, edited(edits).cells, strict=True)
-        changed = [(a.source, b.source) for a, b in pairs if a.source != b.source]
-        assert changed
-        for before, after in changed:
-            expected = before
-            for old, new in edits.items():
-                expected = expected.replace(old, new)
-            assert expected == after
+@pytest.mark.parametrize("name", [name for name in ABLATION if edits_of(name)])
+def test_an_edited_copy_differs_where_it_should_and_nowhere_else(name):
+    pairs = zip(read_notebook().cells, edited(edits_of(name)).cells, strict=True)
+    changed = {a.id for a, b in pairs if a.source != b.source}
+    texts = [
+        c.id for c in read_notebook().cells for t in edits_of(name) if t in c.source
+    ]
+    assert changed == {*texts, "compile"}
+
+
+def test_an_edit_of_a_text_that_is_not_there_is_an_error():
     with pytest.raises(ValueError, match="not enough values"):
         edited({"a text that no cell holds": ""})
 

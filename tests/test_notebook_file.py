@@ -10,7 +10,7 @@ import sys
 import nbformat
 import papermill
 import pytest
-from notebook import (
+from runner import (
     NOTEBOOK,
     REPOSITORY,
     find_record,
@@ -84,6 +84,7 @@ def test_it_is_small_and_its_cells_are_short(notebook, code_cells):
     for cell in code_cells:
         lines = [line for line in cell.source.splitlines() if line.strip()]
         assert max(map(len, lines)) <= 88, cell.id
+        assert len(lines) <= 30, cell.id
     for before, cell in zip(notebook.cells, notebook.cells[1:], strict=False):
         assert not before.cell_type == cell.cell_type == "code", cell.id
 
@@ -111,7 +112,20 @@ def test_the_stored_run_is_whole_and_keeps_its_promise(notebook):
     assert record["evaluation_examples"] == 10_000
     assert record["parameters"]["total"] < 15_000
     assert len(record["history"]["loss"]) == record["epochs"] <= 20
-    assert record["accuracy"] >= 0.9955
+    assert record["accuracy"] >= 0.994
+
+
+def test_the_evaluation_is_of_the_training_that_the_log_shows(notebook):
+    """Its numbers are those of the log's last line, and of what follows it."""
+    record, cells = find_record(notebook), {cell.id: cell for cell in notebook.cells}
+    log = "".join(output.text for output in cells["fit"].outputs)
+    lines = [line.split() for line in log.splitlines() if line.strip()[:1].isdigit()]
+    assert [int(line[0]) for line in lines[:-1]] == list(range(1, record["epochs"] + 1))
+    *_, loss, accuracy = lines[-2]
+    evaluated = "".join(output.text for output in cells["evaluate"].outputs)
+    assert f"[{loss}, " in evaluated
+    assert accuracy in evaluated
+    assert float(accuracy.rstrip("%")) == pytest.approx(100 * record["accuracy"])
 
 
 def test_ruff_finds_nothing():

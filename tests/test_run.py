@@ -12,7 +12,7 @@ import nbformat
 import numpy as np
 import papermill
 import pytest
-from notebook import (
+from runner import (
     DATA,
     NOTEBOOK,
     REPOSITORY,
@@ -21,7 +21,7 @@ from notebook import (
     run_notebook,
 )
 
-COLUMNS = ["learning_rate", "loss", "accuracy", "val_loss", "val_accuracy", "seconds"]
+COLUMNS = {"learning_rate", "loss", "accuracy", "val_loss", "val_accuracy"}
 
 
 def test_a_small_run_records_what_it_did(small_run):
@@ -31,18 +31,13 @@ def test_a_small_run_records_what_it_did(small_run):
     assert record["evaluation_examples"] == 200
     assert record["evaluated_on"] == "test"
     assert record["published_mnist"] is False
-    assert record["parameters"]["additive"] == 0
     assert record["parameters"]["total"] > record["parameters"]["trainable"]
-    assert list(record["history"]) == COLUMNS
+    assert set(record["history"]) == COLUMNS
     assert all(len(values) == 2 for values in record["history"].values())
     low, high = record["accuracy_interval"]
     assert 0 <= low < record["accuracy"] < high <= 1
-    single = record["history"]["val_accuracy"][-1]  # from one view of each image
-    assert record["accuracy"] == pytest.approx(single, abs=0.1)
+    assert record["accuracy"] == pytest.approx(record["history"]["val_accuracy"][-1])
     assert record["backend"] in record["versions"]
-    for export in record["exports"].values():
-        assert export["bytes"] < 150_000
-        assert export["accuracy"] == pytest.approx(record["accuracy"], abs=0.05)
 
 
 def test_a_small_run_prints_one_line_an_epoch(small_run):
@@ -62,14 +57,6 @@ def test_a_small_run_saves_model_record_and_figures(small_run, small_arrays):
     images = small_arrays["x_test"][..., None].astype("float32") / 255
     right = network.predict(images, verbose=0).argmax(axis=1) == small_arrays["y_test"]
     assert right.mean() == pytest.approx(record["accuracy"])
-
-
-def test_no_claim_is_printed_for_other_data(small_run):
-    _, notebook, _ = small_run
-    cells = {cell.get("id"): cell for cell in nbformat.read(notebook, 4).cells}
-    markdown = cells["record"].outputs[-1]["data"]["text/markdown"]
-    assert "not the published MNIST" in markdown
-    assert "99.4" not in markdown
 
 
 def test_nbconvert_runs_it_as_papermill_does(small_data, tmp_path):
@@ -100,7 +87,7 @@ def test_alone_with_the_cache_of_keras(colab, small_data, tmp_path, monkeypatch)
     record = run_notebook(
         alone / "run.ipynb", {"epochs": 1}, source=alone / "CODE9.ipynb", cwd=alone
     )
-    assert record["data_source"] == "the cache of Keras"
+    assert record["published_mnist"] is False
 
 
 def test_a_holdout_never_touches_the_test_images(mnist, tmp_path):
@@ -142,7 +129,7 @@ def test_the_stored_model_scores_what_the_record_says(mnist):
     network = keras.saving.load_model(DATA.with_name("CODE9.keras"))
     assert network.count_params() == record["parameters"]["total"]
     images = mnist["x_test"][..., None].astype("float32") / 255
-    logits = network.predict(images, batch_size=250, verbose=0)
+    logits = network.predict(images, batch_size=1_000, verbose=0)
     right = (logits.argmax(axis=1) == mnist["y_test"]).sum()
     # A digit on the border between two classes may fall either way elsewhere.
     assert abs(right - 10_000 * record["accuracy"]) <= 2
@@ -157,5 +144,28 @@ def test_the_stored_model_was_saved_by_the_oldest_keras_that_may_load_it():
 
 
 def test_papermill_stops_at_an_error(tmp_path):
-    with pytest.raises(papermill.PapermillExecutionError, match="No recipe 'fast'"):
+    with pytest.raises(papermill.PapermillExecutionError, match="recipe = 'fast'"):
         run_notebook(tmp_path / "run.ipynb", {"recipe": "fast"})
+
+
+def test_the_stored_model_runs_on_a_phone(mnist, tmp_path):
+    """Exported to LiteRT, formerly TensorFlow Lite, it gives the same answers."""
+    images = mnist["x_test"][:500, ..., None].astype("float32") / 255
+    np.save(tmp_path / "images.npy", images)
+    # In a process of its own: some versions of TensorFlow crash, or print a lot.
+    code = f"""
+import keras, numpy as np, tensorflow as tf
+network = keras.saving.load_model({str(DATA.with_name("CODE9.keras"))!r})
+images = np.load("images.npy")
+network.export("CODE9.tflite", "litert", verbose=False)
+interpreter = tf.lite.Interpreter("CODE9.tflite")
+source = interpreter.get_input_details()[0]["index"]
+interpreter.resize_tensor_input(source, images.shape)
+interpreter.allocate_tensors()
+interpreter.set_tensor(source, images)
+interpreter.invoke()
+logits = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+assert np.abs(logits - network.predict(images, verbose=0)).max() < 1e-3
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert (tmp_path / "CODE9.tflite").stat().st_size < 100_000

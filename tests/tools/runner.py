@@ -4,11 +4,9 @@ The notebook is the only training code there is; nothing here repeats a part of 
 """
 
 import ast
-import dataclasses
 import functools
 import hashlib
 import io
-import json
 import os
 import tokenize
 from pathlib import Path
@@ -16,7 +14,7 @@ from pathlib import Path
 import nbformat
 import papermill
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOK = REPOSITORY / "CODE9.ipynb"
 DATA = REPOSITORY / "tests" / "data" / "mnist.npz"
 
@@ -54,15 +52,6 @@ def run_cell(identifier, namespace):
     """Run the one code cell with this id in the namespace, in this process."""
     cell = next(cell for cell in read_notebook().cells if cell.id == identifier)
     exec(compile(cell.source, f"cell {identifier}", "exec"), namespace)
-
-
-def run_definitions(identifier, namespace):
-    """Run only the functions and classes that the cell with this id defines."""
-    cell = next(cell for cell in read_notebook().cells if cell.id == identifier)
-    tree = ast.parse(cell.source)
-    kinds = (ast.FunctionDef, ast.ClassDef)
-    tree.body = [statement for statement in tree.body if isinstance(statement, kinds)]
-    exec(compile(tree, f"cell {identifier}", "exec"), namespace)
 
 
 def run_cells(last, **parameters):
@@ -119,15 +108,17 @@ def statements_of(source):
 
 @functools.cache
 def definitions():
-    """Return the namespace of the cells that define and check the recipes."""
-    return run_cells("plumbing")
+    """Return the namespace of the cell that defines the recipes."""
+    namespace = {}
+    run_cell("setup", namespace)
+    run_cell("recipes", namespace)
+    return namespace
 
 
 def settings_of(recipe, overrides):
     """Return the settings that the notebook now gives a recipe, as JSON has them."""
     cells = definitions()
-    settings = cells["apply_overrides"](cells["RECIPES"][recipe], overrides)
-    return json.loads(json.dumps(dataclasses.asdict(settings)))
+    return cells["Recipe"](**(cells["RECIPES"][recipe] | overrides)).model_dump()
 
 
 def is_current(record):
@@ -136,8 +127,7 @@ def is_current(record):
         return False
     if record["recipe"] not in definitions()["RECIPES"]:
         return False
-    settings = settings_of(record["recipe"], record["overrides"])
-    return record["settings"] == settings | {"epochs": record["epochs"]}
+    return record["settings"] == settings_of(record["recipe"], record["overrides"])
 
 
 def write_whole(path, content):

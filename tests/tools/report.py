@@ -1,0 +1,433 @@
+"""Writes what README, tests/README and notebook show, from the stored records.
+
+The generated parts stand between the markers <!-- generated: NAME --> and
+<!-- end: NAME -->, single numbers between <!-- n: NAME --> and <!-- end -->. Nothing in
+them is typed by hand but what others published, PUBLIC below, and a test fails if they
+differ from what this program would write. With --run the notebook is run anew first,
+and its outputs are stored.
+"""
+
+import argparse
+import base64
+import io
+import re
+import statistics
+
+import matplotlib.pyplot as plt
+import nbformat
+import papermill
+from benchmark import (
+    ABLATION,
+    ABLATION_SEEDS,
+    OTHER_SEEDS,
+    SEEDS,
+    is_edited_so,
+    read_records,
+)
+from nbclient import NotebookClient
+from runner import (
+    DATA,
+    NOTEBOOK,
+    REPOSITORY,
+    definitions,
+    find_record,
+    fingerprint,
+    is_current,
+    read_notebook,
+    write_whole,
+)
+
+ADDRESS = ""  # owner/name on GitHub, once it is known: the README then links to Colab
+PAGES = (REPOSITORY / "README.md", REPOSITORY / "tests" / "README.md")
+IMAGES = REPOSITORY / "images"
+STORED_MODEL = DATA.with_name("CODE9.keras")
+# Cells of the notebook, and the files that their figures go to.
+SHOWN = {"curves": "curves.png", "wrong": "errors.png"}
+# What others published on GitHub, as their own logs show it: repository, parameters
+# (T: trainable ones only), epochs, accuracy after the last epoch in per cent, its
+# deviation and the number of runs, and where its label goes in the figure.
+PUBLIC = (
+    ("sagarigrandhi/EVA4", 9_994, "T", 15, 99.60, 0, 1, (0, 7, "center")),
+    ("abdksyed/EVA4", 8_464, "T", 15, 99.58, 0, 1, (-7, -3, "right")),
+    ("baronrogers5/eip4", 13_050, "", 20, 99.57, 0, 1, (7, -3, "left")),
+    ("BirenderPanwar/TSAI_EIP4_Phase1", 12_328, "", 20, 99.54, 0, 1, (7, -7, "left")),
+    ("gantir/eip4", 10_708, "", 20, 99.45, 0, 1, (7, -3, "left")),
+    ("sudhakarmlal/TSAI-ERA-V1", 6_254, "T", 14, 99.43, 0, 1, (-7, -3, "right")),
+    ("ruslangrimov/mnist-minimal-model", 1_936, "", 75, 99.10, 0, 1, (7, -3, "left")),
+    (
+        "JoshWarn/Parameter-Efficient-MNIST",
+        697,
+        "",
+        2000,
+        99.03,
+        0,
+        1,
+        (0, 7, "center"),
+    ),
+    ("Matuzas77/MNIST-0.17", 1_190_000, "", 20, 99.748, 0.028, 20, (-7, 7, "right")),
+    ("tuomaso/train_mnist_fast", 215_194, "", 1, 99.04, 0.066, 30, (0, 12, "center")),
+)
+MARKERS = {"assignment": "o", "compact": "s", "quick": "D"}
+
+
+def run_and_store():
+    """Execute the notebook in place, and keep the model that its run trained."""
+    notebook = read_notebook()
+    unfinished = STORED_MODEL.with_name("unfinished.keras")
+    extra = nbformat.v4.new_code_cell(f"model.save({str(unfinished)!r})")
+    code = fingerprint()
+    resources = {"metadata": {"path": str(REPOSITORY)}}
+    notebook.cells.append(extra)
+    NotebookClient(notebook, timeout=None, resources=resources).execute()
+    notebook.cells.pop()
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if "outputs" in cell:  # less what TensorFlow's libraries say of the machine
+            outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            cell.outputs = outputs
+    notebook.metadata.language_info = {"name": "python"}
+    if fingerprint() != code:
+        unfinished.unlink()
+        raise RuntimeError("CODE9.ipynb was changed while it ran: the run is dropped.")
+    notebook.metadata["code9"] = {"fingerprint": code}
+    unfinished.replace(STORED_MODEL)
+    write_whole(NOTEBOOK, (nbformat.writes(notebook) + "\n").encode())
+
+
+def outputs_of(notebook, identifier):
+    """Return the outputs of the notebook's cell with this id."""
+    return next(c for c in notebook.cells if c.id == identifier).outputs
+
+
+def printed(notebook, identifier):
+    """Return what the cell printed, as a block of text."""
+    text = "".join(o.text for o in outputs_of(notebook, identifier) if "text" in o)
+    return f"```text\n{text}```"
+
+
+def percent(share, digits=2):
+    """Return the share as a percentage, without the sign."""
+    return f"{100 * share:.{digits}f}"
+
+
+def table(head, rows):
+    """Return a Markdown table; a head that begins with > is set to the right."""
+    lines = [" | ".join(name.lstrip(">") for name in head)]
+    lines += ["|".join("---:" if name.startswith(">") else "---" for name in head)]
+    lines += [" | ".join(str(value) for value in row) for row in rows]
+    return "\n".join(f"|{line}|" if "---" in line else f"| {line} |" for line in lines)
+
+
+def summarize(records):
+    """Return what the records' accuracies, as shares, and seconds come to."""
+    accuracies = [record["accuracy"] for record in records]
+    return {
+        "n": len(accuracies),
+        "mean": statistics.mean(accuracies),
+        "deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+        "worst": min(accuracies),
+        "reached": sum(accuracy >= 0.994 for accuracy in accuracies),
+        "seconds": statistics.median(record["training_seconds"] for record in records),
+    }
+
+
+def claimed(records, seeds=SEEDS):
+    """Return the current code's records on the test set, by recipe."""
+    groups = {name: [] for name in definitions()["RECIPES"]}
+    for record in records:
+        whole = record["evaluated_on"] == "test" and record["overrides"] == {}
+        if whole and record["seed"] in seeds and is_current(record):
+            groups[record["name"]].append(record)
+    return {name: group for name, group in groups.items() if group}
+
+
+def changes(records):
+    """Return what each change of the recipe did on the hold-out, the worst first.
+
+    That is pairs of its name and a list of differences of accuracy to the recipe as it
+    is, in points of a per cent, one for each seed that both were trained with.
+    """
+    groups = {name: {} for name in ABLATION}
+    for record in records:
+        fits = record["evaluated_on"] == "holdout" and record["seed"] in ABLATION_SEEDS
+        if fits and is_current(record) and is_edited_so(record):
+            groups[record["name"]][record["seed"]] = 100 * record["accuracy"]
+    base = groups.pop("as it is")
+    pairs = [
+        (name, [group[seed] - base[seed] for seed in sorted(group) if seed in base])
+        for name, group in groups.items()
+    ]
+    pairs = [(name, values) for name, values in pairs if len(values) > 1]
+    return sorted(pairs, key=lambda pair: statistics.mean(pair[1]))
+
+
+def standard_error(values):
+    """Return the standard error of the mean of the values."""
+    return statistics.stdev(values) / len(values) ** 0.5
+
+
+def effect(values):
+    """Return mean and standard error of the differences, in points, as text."""
+    return f"{statistics.mean(values):+.2f} ± {standard_error(values):.2f}"
+
+
+def rules_table(record, groups, where):
+    """Return the assignment's rules, and how the stored run and the seeds meet them."""
+    seeds = summarize(groups["assignment"])
+    mean = f"{percent(seeds['mean'])} ± {percent(seeds['deviation'])} %"
+    rows = [
+        ("test accuracy", "99.4 %", f"**{percent(record['accuracy'])} %**"),
+        (f"its mean over {seeds['n']} seeds", "", f"**{mean}**"),
+        ("parameters", "< 15,000", f"{record['parameters']['total']:,}"),
+        ("epochs", "≤ 20", record["settings"]["epochs"]),
+        ("dense layers", "none", "none"),
+        ("biases, offsets", "none", "none"),
+    ]
+    shown = ["evaluate", "results", "check", "log", "check", "check"]
+    if where:
+        rows = [(*row, where[name]) for row, name in zip(rows, shown, strict=True)]
+    return table(["rule", "required", "stored run", "see"][: len(rows[0])], rows)
+
+
+def results_table(groups, others):
+    """Return the table of our recipes: means over seeds, and of the other seeds."""
+    rows = []
+    for name, group in groups.items():
+        first = group[0]
+        for records, which in ((group, "claimed"), (others.get(name, []), "other")):
+            if not records:
+                continue
+            s = summarize(records)
+            mean = f"{percent(s['mean'])} ± {percent(s['deviation'])}"
+            label = f"**`{name}`**, {first['parameters']['total']:,} parameters,"
+            label += f" {counted(first['settings']['epochs'], 'epoch')}"
+            rows.append(
+                (label if which == "claimed" else f"{s['n']} other seeds",
+                 f"**{mean}**" if which == "claimed" else mean,
+                 percent(s["worst"]), f"{s['reached']} of {s['n']}")
+            )  # fmt: skip
+    return table(("recipe", ">mean, %", ">worst", ">99.4 %"), rows)
+
+
+def counted(number, noun):
+    """Return the number and the noun, in the plural unless it is one."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def public_table():
+    """Return the table of what others published."""
+    rows = []
+    for who, parameters, kind, epochs, accuracy, deviation, runs, _ in PUBLIC:
+        shown = f"{accuracy:.2f}" + (f" ± {deviation:.2f}" if runs > 1 else "")
+        link = f"[{who}](https://github.com/{who})"
+        rows.append((link, f"{parameters:,}{kind}", epochs, shown, runs))
+    return table(("who", ">parameters", ">epochs", ">accuracy, %", ">runs"), rows)
+
+
+def parameters_table():
+    """Return the table of the notebook's parameters, as its cell explains them."""
+    rows = [
+        (f"`{name}`", p["inferred_type_name"], f"`{p['default']}`", p["help"])
+        for name, p in papermill.inspect_notebook(str(NOTEBOOK)).items()
+    ]
+    return table(("parameter", "type", "default", "what it does"), rows)
+
+
+def settings_table():
+    """Return the table of the fields of a recipe, and what each recipe sets."""
+    cells = definitions()
+    rows = []
+    for name, field in cells["Recipe"].model_fields.items():
+        values = [cells["Recipe"](**r) for r in cells["RECIPES"].values()]
+        shown = [f"{getattr(value, name)}" for value in values]
+        rows.append((f"`{name}`", field.description, *shown))
+    return table(("setting", "what it is", *cells["RECIPES"]), rows)
+
+
+def ablation_table(found):
+    """Return the table of what each change of the recipe did on the hold-out."""
+    rows = [(name, effect(values), len(values)) for name, values in found]
+    return table(("one change of `assignment`", ">points", ">n"), rows)
+
+
+def speed_table(groups):
+    """Return the median time of a training of each recipe, and on what."""
+    rows = []
+    for name, group in groups.items():
+        machine = group[0]["machine"]
+        jobs = f"{machine['jobs']} at a time on {machine['cores']} cores"
+        rows.append((f"`{name}`", f"{summarize(group)['seconds']:.0f}", jobs))
+    return table(("recipe", ">seconds of training, median", "how"), rows)
+
+
+def colab_line():
+    """Return how to open the notebook in Colab: a link if the address is known."""
+    if not ADDRESS:
+        return (
+            "In [Colab](https://colab.research.google.com), *File → Upload notebook*."
+        )
+    site = "https://colab.research.google.com"
+    badge = f"[![Open in Colab]({site}/assets/colab-badge.svg)]"
+    return f"{badge}({site}/github/{ADDRESS}/blob/main/CODE9.ipynb)"
+
+
+def stored_table(record):
+    """Return what the stored run was."""
+    low, high = (percent(bound) for bound in record["accuracy_interval"])
+    versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
+    rows = [
+        ("recipe, seed", f"`{record['recipe']}`, {record['seed']}"),
+        ("test accuracy after the last epoch", f"{percent(record['accuracy'])} %"),
+        ("95 % interval of this one run (Wilson)", f"{low} to {high} %"),
+        ("training", f"{record['training_seconds']:.0f} s on a {record['device']}"),
+        ("versions", versions),
+    ]
+    return table(("the stored run", ""), rows)
+
+
+def generated_parts(notebook, records):
+    """Return the generated parts of all pages by name, single numbers among them."""
+    record, found = find_record(notebook), changes(records)
+    groups, others = claimed(records), claimed(records, OTHER_SEEDS)
+    where = {
+        "evaluate": "[evaluate](#the-evidence)",
+        "results": "[seeds](#the-result-over-seeds)",
+        "check": "[notebook](CODE9.ipynb)",
+        "log": "[log](#the-evidence)",
+    }
+    parts = {
+        "colab": colab_line(),
+        "rules": rules_table(record, groups, where),
+        "rules in the notebook": rules_table(record, groups, {}),
+        "results": results_table(groups, others),
+        "log": printed(notebook, "fit"),
+        "evaluate": printed(notebook, "evaluate"),
+        "public": public_table(),
+        "parameters": parameters_table(),
+        "settings": settings_table(),
+        "ablation": ablation_table(found),
+        "speed": speed_table(groups),
+        "run": stored_table(record),
+    }
+    numbers = {name: f"{effect(values)} points" for name, values in found}
+    for name, group in groups.items():
+        s = summarize(group)
+        numbers[f"{name} mean"] = f"{percent(s['mean'])} %"
+        numbers[f"{name} deviation"] = percent(s["deviation"])
+        numbers[f"{name} parameters"] = f"{group[0]['parameters']['total']:,}"
+    return parts | numbers
+
+
+def fill(text, parts):
+    """Return the text with each generated part and number that it names in place."""
+
+    def part(match):
+        return f"{match[1]}\n{parts[match[2]]}\n{match[3]}"
+
+    def number(match):
+        return f"{match[1]}{parts[match[2]]}{match[3]}"
+
+    block = r"(<!-- generated: ([^>]+) -->)\n.*?(<!-- end: \2 -->)"
+    text = re.sub(block, part, text, flags=re.DOTALL)
+    return re.sub(r"(<!-- n: ([^>]+) -->)[^<]*(<!-- end -->)", number, text)
+
+
+def fill_notebook(notebook, parts):
+    """Fill the generated parts of the notebook's text cells in place."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = fill(cell.source, parts)
+    return notebook
+
+
+def plot_comparison(groups):
+    """Return a PNG of accuracy over parameters: ours and the public ones."""
+    plt.rcdefaults()  # whatever cells of the notebook were run before
+    figure, axis = plt.subplots(figsize=(7, 5), layout="constrained")
+    style = {"color": "grey", "linestyle": "", "capsize": 3}
+    for who, parameters, _, epochs, accuracy, deviation, runs, place in PUBLIC:
+        marker = "+" if runs == 1 else "x"
+        axis.errorbar(parameters, accuracy, deviation or None, marker=marker, **style)
+        label = f"{who.split('/')[0]}, {counted(epochs, 'epoch')}"
+        spot = {"xytext": place[:2], "textcoords": "offset points", "ha": place[2]}
+        axis.annotate(label, (parameters, accuracy), color="dimgrey", **spot)
+    for name, group in groups.items():
+        s, x = summarize(group), group[0]["parameters"]["total"]
+        mean, deviation = 100 * s["mean"], 100 * s["deviation"]
+        axis.errorbar(
+            x, mean, deviation, marker=MARKERS[name], color="tab:blue", capsize=4
+        )
+        label = f"{name}, {counted(group[0]['settings']['epochs'], 'epoch')}"
+        left = name != "compact"
+        spot = {"xytext": (-8 if left else 8, 6), "textcoords": "offset points"}
+        spot |= {"ha": "right" if left else "left", "weight": "bold"}
+        axis.annotate(label, (x, mean), color="tab:blue", **spot)
+    axis.axhline(99.4, linestyle="--", color="black", linewidth=1)
+    axis.annotate("the assignment: 99.4 %", (1.8e6, 99.41), ha="right")
+    axis.axhline(99.85, linestyle=":", color="black", linewidth=1)
+    axis.annotate("99.85 %: 15 test labels are known to be wrong", (600, 99.86))
+    axis.set(xscale="log", xlim=(400, 2e6), ylim=(98.95, 99.93))
+    axis.set(xlabel="parameters", ylabel="test accuracy after the last epoch (%)")
+    axis.set_title("Blue: our means over seeds; x: others' means; +: single runs")
+    return as_png(figure)
+
+
+def plot_ablation(found):
+    """Return a PNG of what changes() found: means with errors, a dot for each seed."""
+    plt.rcdefaults()
+    figure, axis = plt.subplots(figsize=(7, 4.8), layout="constrained")
+    noise = statistics.median(2 * standard_error(values) for _, values in found)
+    band = f"±{noise:.2f}: two standard errors, the noise of a mean"
+    axis.axvspan(-noise, noise, color="0.9", label=band)
+    for place, (_, values) in enumerate(reversed(found)):
+        offsets = [
+            place + 0.12 * (i - (len(values) - 1) / 2) for i in range(len(values))
+        ]
+        axis.plot(values, offsets, "o", color="tab:orange", markersize=3)
+        axis.plot(statistics.mean(values), place, "D", color="tab:blue", markersize=7)
+    names = [name for name, _ in reversed(found)]
+    axis.set_yticks(range(len(names)), names)
+    axis.axvline(0, color="black", linewidth=1)
+    axis.set_xlabel("change of hold-out accuracy (points); dots: seeds, diamond: mean")
+    beyond = [name for name, v in found if abs(statistics.mean(v)) > noise]
+    axis.set_title(f"{len(beyond)} of {len(found)} changes are beyond the noise")
+    axis.legend(loc="lower left")
+    return as_png(figure)
+
+
+def as_png(figure):
+    """Return the figure as a PNG, the same bytes from the same figure, and close it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, facecolor="white", metadata={"Software": None})
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def figures(notebook, records):
+    """Return the PNGs that the README shows, by file name."""
+    stored = {
+        name: base64.b64decode(outputs_of(notebook, cell)[0]["data"]["image/png"])
+        for cell, name in SHOWN.items()
+    }
+    drawn = {"comparison.png": plot_comparison(claimed(records))}
+    return stored | drawn | {"ablation.png": plot_ablation(changes(records))}
+
+
+def main():
+    """Write the generated parts and the images."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", action="store_true", help="run the notebook first")
+    if parser.parse_args().run:
+        run_and_store()
+    notebook, records = read_notebook(), read_records()
+    parts = generated_parts(notebook, records)
+    filled = nbformat.writes(fill_notebook(notebook, parts)) + "\n"
+    write_whole(NOTEBOOK, filled.encode())
+    for page in PAGES:
+        write_whole(page, fill(page.read_text("utf-8"), parts).encode())
+    for name, content in figures(notebook, records).items():
+        write_whole(IMAGES / name, content)
+
+
+if __name__ == "__main__":
+    main()
