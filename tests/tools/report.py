@@ -10,6 +10,7 @@ and its outputs are stored.
 import argparse
 import base64
 import io
+import json
 import re
 import statistics
 
@@ -39,6 +40,7 @@ from runner import (
 
 ADDRESS = ""  # owner/name on GitHub, once it is known: the README then links to Colab
 PAGES = (REPOSITORY / "README.md", REPOSITORY / "tests" / "README.md")
+SPEED = REPOSITORY / "tests" / "records" / "speed.json"
 IMAGES = REPOSITORY / "images"
 STORED_MODEL = DATA.with_name("CODE9.keras")
 # Cells of the notebook, and the files that their figures go to.
@@ -260,6 +262,27 @@ def speed_table(groups):
     return table(("recipe", ">seconds of training, median", "how"), rows)
 
 
+def peers_table():
+    """Return the times of the recipes and of the public nets that speed.py stored."""
+    record = json.loads(SPEED.read_text(encoding="utf-8"))
+    ours, quick = record["ours"], record["ours"]["quick"]
+    rows = [
+        ("`quick`, 1 epoch", f"{quick:.1f}", ""),
+        ("`assignment`, 20 epochs", f"{ours['assignment']:.0f}", ""),
+    ]
+    for name, peer in record["peers"].items():
+        seconds = peer["epoch"] * peer["epochs"]
+        rows.append(
+            (
+                f"{name}, {peer['epochs']} epochs",
+                f"{seconds:.0f}",
+                f"{seconds / quick:.0f}",
+            )
+        )
+    head = (record["machine"], ">seconds to 99.4 %", ">times `quick`")
+    return table(head, rows)
+
+
 def colab_line():
     """Return how to open the notebook in Colab: a link if the address is known."""
     if not ADDRESS:
@@ -307,6 +330,7 @@ def generated_parts(notebook, records):
         "settings": settings_table(),
         "ablation": ablation_table(found),
         "speed": speed_table(groups),
+        "peers": peers_table(),
         "run": stored_table(record),
     }
     numbers = {name: f"{effect(values)} points" for name, values in found}
