@@ -31,19 +31,14 @@ def chosen(mnist):
     return mnist["x_test"][index], mnist["y_test"][index]
 
 
-def ink_of(image, side=200, page=(360, 300)):
-    """Return the ink (h, w) of the digit, written large on a page."""
+def write(image, paper=0.95, dark=0.15, side=200, page=(360, 300)):
+    """Return a page (h, w) from 0 to 1 with the digit written large on the paper."""
     large = PIL.Image.fromarray(image).resize(
         (side, side), PIL.Image.Resampling.BICUBIC
     )
     ink, top, left = np.zeros(page), (page[0] - side) // 2, (page[1] - side) // 3
     written = np.clip((np.asarray(large) / 255 - 0.25) / 0.5, 0, 1)
     ink[top : top + side, left : left + side] = written
-    return ink
-
-
-def write(ink, paper=0.95, dark=0.15):
-    """Return the page (h, w) from 0 to 1 with the ink written on it."""
     return paper * (1 - ink) + ink * np.minimum(dark, paper)
 
 
@@ -56,7 +51,7 @@ def lined(*axes, every, light):
     return paper
 
 
-def strong_shadow(page, random):
+def shadow(page, random):
     """Return the page with a soft-edged half of it at 45 % of the light."""
     rows, columns = np.indices(page.shape)
     angle = random.uniform(0, 2 * np.pi)
@@ -64,7 +59,7 @@ def strong_shadow(page, random):
     return page * (0.45 + 0.55 / (1 + np.exp(-across / 12)))
 
 
-def dark_border(page, random):
+def border(page, random):
     """Return the page with one to four sides as a scanner leaves them."""
     page, width, sides = page.copy(), random.integers(15, 25), random.integers(1, 5)
     for side in range(4):  # four quarter turns, after which it is upright again
@@ -80,31 +75,23 @@ def speck(page):
     return np.where((rows - 40) ** 2 + (columns - 250) ** 2 < 36, 0.15, page)
 
 
-KINDS = {
-    "clean": lambda image, random: write(ink_of(image)),
-    "inverted": lambda image, random: 1 - write(ink_of(image)),
-    "mild shadow": lambda image, random: (
-        write(ink_of(image)) * np.linspace(0.7, 1, 300)
-    ),
-    "strong shadow": lambda image, random: strong_shadow(write(ink_of(image)), random),
-    "noise": lambda image, random: (
-        write(ink_of(image)) + random.normal(0, 0.08, (360, 300))
-    ),
-    "pencil": lambda image, random: write(0.9 * ink_of(image), dark=0.6),
-    "small on a page": lambda image, random: write(ink_of(image, 80, (480, 640))),
-    "speck": lambda image, random: speck(write(ink_of(image))),
+BLUE_ON_BEIGE = ((0.93, 0.1), (0.88, 0.15), (0.75, 0.5))
+RULED, SQUARED = lined(0, every=32, light=0.7), lined(0, 1, every=20, light=0.65)
+KINDS = {  # from an MNIST image and a source of random numbers to a picture
+    "clean": lambda image, random: write(image),
+    "inverted": lambda image, random: 1 - write(image),
+    "mild shadow": lambda image, random: write(image) * np.linspace(0.7, 1, 300),
+    "strong shadow": lambda image, random: shadow(write(image), random),
+    "noise": lambda image, random: write(image) + random.normal(0, 0.08, (360, 300)),
+    "pencil": lambda image, random: write(image, dark=0.6),
+    "small on a page": lambda image, random: write(image, side=80, page=(480, 640)),
+    "speck": lambda image, random: speck(write(image)),
     "blue on beige": lambda image, random: np.stack(
-        [
-            write(ink_of(image), paper, dark)
-            for paper, dark in ((0.93, 0.1), (0.88, 0.15), (0.75, 0.5))
-        ],
-        axis=-1,
+        [write(image, *shades) for shades in BLUE_ON_BEIGE], axis=-1
     ),
-    "ruled": lambda image, random: write(ink_of(image), lined(0, every=32, light=0.7)),
-    "squared": lambda image, random: write(
-        ink_of(image), lined(0, 1, every=20, light=0.65)
-    ),
-    "dark border": lambda image, random: dark_border(write(ink_of(image)), random),
+    "ruled": lambda image, random: write(image, RULED),
+    "squared": lambda image, random: write(image, SQUARED),
+    "dark border": lambda image, random: border(write(image), random),
 }
 
 
@@ -126,7 +113,7 @@ def test_the_stored_net_reads_photographs(
 
 
 def test_it_becomes_an_image_as_mnist_has_them(read_digit, chosen, tmp_path):
-    digit = read_digit(save(write(ink_of(chosen[0][0])), tmp_path / "picture.png"))
+    digit = read_digit(save(write(chosen[0][0]), tmp_path / "picture.png"))
     assert (digit.shape, digit.dtype) == ((28, 28), np.float32)
     assert (digit.min(), digit.max()) == (0, 1)
     center = [(digit * axis).sum() / digit.sum() for axis in np.indices(digit.shape)]
@@ -134,7 +121,7 @@ def test_it_becomes_an_image_as_mnist_has_them(read_digit, chosen, tmp_path):
 
 
 def test_transparency_size_and_rotation_do_not_matter(read_digit, chosen, tmp_path):
-    page = PIL.Image.open(save(write(ink_of(chosen[0][0])), tmp_path / "picture.png"))
+    page = PIL.Image.open(save(write(chosen[0][0]), tmp_path / "picture.png"))
     expected, clear = read_digit(tmp_path / "picture.png"), page.convert("RGBA")
     clear.putalpha(PIL.Image.eval(page, lambda value: 255 if value < 140 else 0))
     clear.save(tmp_path / "clear.png")
@@ -150,9 +137,9 @@ EMPTY = {
     "white": np.ones((360, 300)),
     "black": np.zeros((360, 300)),
     "noise": np.random.default_rng(0).uniform(0, 1, (360, 300)),
-    "ruled": lined(0, every=32, light=0.6),
-    "squared": lined(0, 1, every=20, light=0.6),
-    "shadow": strong_shadow(np.full((360, 300), 0.95), np.random.default_rng(0)),
+    "ruled": RULED,
+    "squared": SQUARED,
+    "shadow": shadow(np.full((360, 300), 0.95), np.random.default_rng(0)),
     "one pixel": np.ones((1, 1)),
 }
 

@@ -129,7 +129,6 @@ def summarize(records):
         "deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
         "worst": min(accuracies),
         "reached": sum(accuracy >= 0.994 for accuracy in accuracies),
-        "seconds": statistics.median(record["training_seconds"] for record in records),
     }
 
 
@@ -252,16 +251,6 @@ def ablation_table(found):
     return table(("one change of `assignment`", ">points", ">n"), rows)
 
 
-def speed_table(groups):
-    """Return the median time of a training of each recipe, and on what."""
-    rows = []
-    for name, group in groups.items():
-        machine = group[0]["machine"]
-        jobs = f"{machine['jobs']} at a time on {machine['cores']} cores"
-        rows.append((f"`{name}`", f"{summarize(group)['seconds']:.0f}", jobs))
-    return table(("recipe", ">seconds of training, median", "how"), rows)
-
-
 def peers_table():
     """Return the times of the recipes and of the public nets that speed.py stored."""
     record = json.loads(SPEED.read_text(encoding="utf-8"))
@@ -329,7 +318,6 @@ def generated_parts(notebook, records):
         "parameters": parameters_table(),
         "settings": settings_table(),
         "ablation": ablation_table(found),
-        "speed": speed_table(groups),
         "peers": peers_table(),
         "run": stored_table(record),
     }

@@ -63,7 +63,7 @@ PEERS = {"eip4": (eip4, 10), "eva4": (eva4, 15)}
 
 
 def epoch_seconds(build, repeats):
-    """Return the seconds of the fastest epoch of a peer; the first, slower one apart."""
+    """Return the seconds of a peer's fastest epoch, its first one left out."""
     net, optimizer, batch_size, augmentation = build()
     with np.load(DATA) as archive:
         images, labels = archive["x_train"][..., None] / 255, archive["y_train"]
