@@ -42,6 +42,13 @@ def test_the_numbers_in_the_notebook_are_those_of_the_records(parts):
     assert fill_notebook(read_notebook(), parts) == read_notebook()
 
 
+def test_no_marker_begins_a_line(page):
+    """Markdown would take the line for HTML, and what follows for a new paragraph."""
+    texts = [c.source for c in read_notebook().cells if c.cell_type == "markdown"]
+    for text in (page.read_text(encoding="utf-8"), *texts):
+        assert not re.search(r"^ *<!-- n:", text, re.MULTILINE)
+
+
 def test_a_number_that_is_changed_by_hand_is_seen(parts):
     text = "<!-- n: assignment mean -->99.99 %<!-- end -->"
     assert fill(text, parts) != text

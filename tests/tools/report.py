@@ -53,22 +53,13 @@ PUBLIC = (
     ("abdksyed/EVA4", 8_464, "T", 15, 99.58, 0, 1, (-7, -8, "right")),
     ("baronrogers5/eip4", 13_050, "", 20, 99.57, 0, 1, (8, -6, "left")),
     ("BirenderPanwar/TSAI_EIP4_Phase1", 12_328, "", 20, 99.54, 0, 1, (8, -10, "left")),
-    ("gantir/eip4", 10_708, "", 20, 99.45, 0, 1, (-7, -8, "right")),
+    ("gantir/eip4", 10_708, "", 20, 99.45, 0, 1, (0, 6, "center")),
     ("sudhakarmlal/TSAI-ERA-V1", 6_254, "T", 14, 99.43, 0, 1, (-7, -3, "right")),
     ("ruslangrimov/mnist-minimal-model", 1_936, "", 75, 99.10, 0, 1, (7, -3, "left")),
-    (
-        "JoshWarn/Parameter-Efficient-MNIST",
-        697,
-        "",
-        2000,
-        99.03,
-        0,
-        1,
-        (7, -3, "left"),
-    ),
+    ("JoshWarn/Parameter-Efficient-MNIST", 697, "", 2000, 99.03, 0, 1, (7, -3, "left")),
     ("Matuzas77/MNIST-0.17", 1_190_000, "", 20, 99.748, 0.028, 20, (-7, 7, "right")),
     ("tuomaso/train_mnist_fast", 215_194, "", 1, 99.04, 0.066, 30, (8, -4, "left")),
-)
+)  # fmt: skip
 # Our recipes: marker, and where the label goes.
 OURS = {
     "assignment": ("o", (8, 7)),
