@@ -57,7 +57,7 @@ ABLATION = {
         {},
         {
             NORMALIZATION: NORMALIZATION.replace("center=False", "center=True"),
-            RULE: """if v.name not in ("kernel", "beta")]""",
+            RULE: """if "kernel" not in v.name and v.name != "beta"]""",
         },
     ),
     "an average of the weights": (
@@ -81,9 +81,9 @@ EXTRA = '''
 class ConvolutionMuon(keras.optimizers.Muon):
     """Keras' Muon for kernels that mix channels, each a matrix inputs by filters."""
 
-    def __init__(self, schedule, **options):
-        decay = {"weight_decay": None, "adam_weight_decay": None}
-        super().__init__(schedule, adam_lr_ratio=0.2, **decay, **options)
+    def __init__(self, schedule, beta_2):
+        options = {"weight_decay": None, "adam_weight_decay": None}
+        super().__init__(schedule, adam_lr_ratio=0.2, adam_beta_2=beta_2, **options)
 
     def _should_use_adamw(self, variable):
         shape = variable.shape
