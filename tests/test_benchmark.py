@@ -45,7 +45,7 @@ def test_each_change_is_compared_to_the_same_seed_and_the_worst_comes_first():
     assert (first, second) == ("a constant learning rate", "pooled once")
     assert lost == pytest.approx([-1, -1])
     assert same == pytest.approx([-0.5, 0.5])
-    assert plot_ablation(changes(records)).startswith(b"\x89PNG")
+    assert plot_ablation(changes(records), 0.05).startswith(b"\x89PNG")
     assert claimed(records) == {}
     assert changes([r for r in records if r["name"] != "as it is"]) == []
 
