@@ -290,7 +290,7 @@ def stored_table(record):
         ("recipe, seed", f"`{record['recipe']}`, {record['seed']}"),
         ("test accuracy after the last epoch", f"{percent(record['accuracy'])} %"),
         ("95 % interval of this one run (Wilson)", f"{low} to {high} %"),
-        ("training", f"{record['training_seconds']:.0f} s on a {record['device']}"),
+        ("training", f"{record['training_seconds']:.0f} s on {record['device']}"),
         ("versions", versions),
     ]
     return table(("the stored run", ""), rows)
@@ -401,7 +401,7 @@ def plot_ablation(found, noise):
     axis.set_xlabel("change of hold-out accuracy (points); dots: seeds, diamond: mean")
     beyond = [name for name, values in found if abs(statistics.mean(values)) > band]
     axis.set_title(f"{len(beyond)} of {len(found)} changes are beyond the noise")
-    axis.legend(loc="upper left")
+    axis.legend(loc="lower left")
     return as_png(figure)
 
 
