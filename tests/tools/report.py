@@ -76,7 +76,10 @@ def run_and_store():
     code = fingerprint()
     resources = {"metadata": {"path": str(REPOSITORY)}}
     notebook.cells.append(extra)
-    NotebookClient(notebook, timeout=None, resources=resources).execute()
+    client = NotebookClient(
+        notebook, timeout=None, resources=resources, coalesce_streams=True
+    )
+    client.execute()
     notebook.cells.pop()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
@@ -398,6 +401,7 @@ def plot_ablation(found, noise):
     names = [name for name, _ in reversed(found)]
     axis.set_yticks(range(len(names)), names)
     axis.axvline(0, color="black", linewidth=1)
+    axis.xaxis.set_major_locator(plt.MaxNLocator(6))
     axis.set_xlabel("change of hold-out accuracy (points); dots: seeds, diamond: mean")
     beyond = [name for name, values in found if abs(statistics.mean(values)) > band]
     axis.set_title(f"{len(beyond)} of {len(found)} changes are beyond the noise")
