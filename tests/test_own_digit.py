@@ -12,7 +12,8 @@ COUNT = 60
 @pytest.fixture(scope="module")
 def read_digit():
     """The notebook's function from a path to an image (28, 28), light on black."""
-    cells = {"model": keras.saving.load_model(DATA.with_name("CODE9.keras"))}
+    stored = keras.saving.load_model(DATA.with_name("CODE9.keras"))
+    cells = {"model": stored, "figures": {}}
     for identifier in ("setup", "ink", "own"):
         run_cell(identifier, cells)
     return lambda path: cells["as_mnist"](cells["find_ink"](cells["read_grey"](path)))

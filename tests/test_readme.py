@@ -73,7 +73,7 @@ def test_every_link_leads_to_a_file(page):
 
 def test_every_parameter_that_a_command_sets_exists(page):
     known = papermill.inspect_notebook(str(NOTEBOOK))
-    used = re.findall(r" -p (\w+)", page.read_text(encoding="utf-8"))
+    used = re.findall(r" -p (\w+) \w", page.read_text(encoding="utf-8"))
     assert set(used) <= set(known)
 
 
