@@ -4,7 +4,7 @@ import benchmark
 import nbformat
 import pytest
 from benchmark import ABLATION, HOLDOUT, edited, edits_of, is_stored, wanted_runs
-from report import changes, claimed, plot_ablation
+from report import changes, claimed, effect, plot_ablation
 from runner import fingerprint, read_notebook, settings_of
 
 RUN = {"recipe": "quick", "seed": 3, "overrides": {}}
@@ -40,12 +40,14 @@ def test_each_change_is_compared_to_the_same_seed_and_the_worst_comes_first():
         "as it is": (0.99, 0.98),
         "pooled once": (0.985, 0.985, 0.5),  # a record without a partner is left out
         "a constant learning rate": (0.98, 0.97),
+        "no augmentation": (0.9,),  # nor does one seed show anything
     })  # fmt: skip
     (first, lost), (second, same) = changes(records)
     assert (first, second) == ("a constant learning rate", "pooled once")
     assert lost == pytest.approx([-1, -1])
     assert same == pytest.approx([-0.5, 0.5])
-    assert plot_ablation(changes(records), 0.05).startswith(b"\x89PNG")
+    assert effect(same) == "+0.00 ± 0.50"
+    assert plot_ablation(changes(records)).startswith(b"\x89PNG")
     assert claimed(records) == {}
     assert changes([r for r in records if r["name"] != "as it is"]) == []
 

@@ -147,26 +147,3 @@ def test_the_stored_model_was_saved_by_the_oldest_keras_that_may_load_it():
 def test_papermill_stops_at_an_error(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="recipe = 'fast'"):
         run_notebook(tmp_path / "run.ipynb", {"recipe": "fast"})
-
-
-def test_the_stored_model_runs_on_a_phone(mnist, tmp_path):
-    """Exported to LiteRT, formerly TensorFlow Lite, it gives the same answers."""
-    images = mnist["x_test"][:500, ..., None].astype("float32") / 255
-    np.save(tmp_path / "images.npy", images)
-    # In a process of its own: some versions of TensorFlow crash, or print a lot.
-    code = f"""
-import keras, numpy as np, tensorflow as tf
-network = keras.saving.load_model({str(DATA.with_name("CODE9.keras"))!r})
-images = np.load("images.npy")
-network.export("CODE9.tflite", "litert", verbose=False)
-interpreter = tf.lite.Interpreter("CODE9.tflite")
-source = interpreter.get_input_details()[0]["index"]
-interpreter.resize_tensor_input(source, images.shape)
-interpreter.allocate_tensors()
-interpreter.set_tensor(source, images)
-interpreter.invoke()
-logits = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-assert np.abs(logits - network.predict(images, verbose=0)).max() < 1e-3
-"""
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-    assert (tmp_path / "CODE9.tflite").stat().st_size < 100_000

@@ -4,8 +4,8 @@ Every run is the whole notebook, through papermill. A run that is stored already
 the same code of the notebook, is not trained again, so an interrupted benchmark goes
 on where it was. tests/tools/report.py turns the records into tables and figures.
 
-The net is too small to keep many cores busy, so several jobs at once, each with its
-share of the cores, get more done; each record says how many there were.
+The notebook trains on one thread, so as many jobs at once as there are cores get most
+done; each record says how many there were.
 """
 
 import argparse
@@ -173,9 +173,8 @@ def edited(edits):
     return notebook
 
 
-def train(name, parameters, threads):
-    """Run the notebook, its operations on so many threads; return hash and record."""
-    os.environ["TF_NUM_INTRAOP_THREADS"] = str(threads)
+def train(name, parameters):
+    """Run the notebook with the edits of that name; return its hash and record."""
     code = fingerprint()
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "CODE9.ipynb"
@@ -206,10 +205,9 @@ def main():
         if not is_stored(name, parameters, stored)
     ]
     machine = describe_machine(arguments.jobs)
-    threads = max(1, machine["cores"] // arguments.jobs)
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(arguments.jobs, context) as pool:
-        names = {pool.submit(train, *run, threads): run[0] for run in runs}
+        names = {pool.submit(train, *run): run[0] for run in runs}
         finished = concurrent.futures.as_completed(names)
         try:
             for future in tqdm(finished, total=len(names), desc="runs"):
