@@ -413,9 +413,8 @@ def plot_ablation(found):
         axis.plot(values, [place - 0.25] * len(values), "o", color="grey", alpha=0.5)
     axis.set_yticks(range(len(found)), [name for name, _ in reversed(found)])
     axis.axvline(0, color="black", linewidth=1)
-    axis.set_xlabel("change of hold-out accuracy (points)")
-    title = f"{beyond} of {len(found)} changes are beyond two standard errors"
-    axis.set_title(f"{title}\ndiamonds: means, with two standard errors; dots: seeds")
+    axis.set_xlabel("change of hold-out accuracy (points); bars: 2 standard errors")
+    axis.set_title(f"{beyond} of {len(found)} changes are beyond two standard errors")
     return as_png(figure)
 
 
