@@ -58,58 +58,25 @@ ABLATION = {
         {
             NORMALIZATION: NORMALIZATION.replace("center=False", "center=True"),
             RULE: """if "kernel" not in v.name and v.name != "beta"]""",
+            '"classes" in': 'len(variable.shape) == 1 or "classes" in',
         },
     ),
     "an average of the weights": (
         {},
         {
-            "Adam(schedule": "Adam(schedule, use_ema=True, ema_momentum=0.99",
+            "Muon(schedule": "Muon(schedule, use_ema=True, ema_momentum=0.99",
             "callbacks=[": "callbacks=[keras.callbacks.SwapEMAWeights(),",
         },
     ),
-    "Muon instead of Adam": (
-        {"learning_rate": 0.1},
-        {"keras.optimizers.Adam(schedule": "ConvolutionMuon(schedule"},
-    ),
-    "five shifted views of each image": (
-        {},
-        {"loss, accuracy = model.evaluate(": "loss, accuracy = views().evaluate("},
+    "Adam instead of Muon": (
+        {"learning_rate": 0.02},
+        {
+            "Muon(schedule, rms_rate=None, weight_decay=None, **adam)": (
+                "keras.optimizers.Adam(schedule, beta_2=0.99)"
+            )
+        },
     ),
 }
-# What the changes above need, in a cell before the training.
-EXTRA = '''
-class ConvolutionMuon(keras.optimizers.Muon):
-    """Keras' Muon for kernels that mix channels, each a matrix inputs by filters."""
-
-    def __init__(self, schedule, beta_2):
-        options = {"weight_decay": None, "adam_weight_decay": None}
-        super().__init__(schedule, adam_lr_ratio=0.2, adam_beta_2=beta_2, **options)
-
-    def _should_use_adamw(self, variable):
-        shape = variable.shape
-        return len(shape) != 4 or 1 in shape[2:] or shape[-1] == 10
-
-    def zeropower_via_newtonschulz5(self, x, steps):
-        matrix = ops.reshape(x, (-1, x.shape[-1]))
-        return ops.reshape(super().zeropower_via_newtonschulz5(matrix, steps), x.shape)
-
-    def lr_adjust(self, x):
-        *inputs, filters = x.shape
-        return x * self.rms_rate * max(math.prod(inputs), filters) ** 0.5
-
-
-def views():
-    """Return the net that averages its logits over five views of each image."""
-    image = keras.Input((28, 28, 1))
-    padded = layers.ZeroPadding2D(1)(image)
-    shifted = [
-        layers.Cropping2D(((1 + down, 1 - down), (1 + right, 1 - right)))(padded)
-        for down, right in ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
-    ]
-    several = keras.Model(image, layers.Average()([model(view) for view in shifted]))
-    several.compile(loss=learner.loss, metrics=["accuracy"])
-    return several
-'''
 
 
 def read_records():
@@ -162,14 +129,11 @@ def is_edited_so(record):
 
 
 def edited(edits):
-    """Return the notebook with each of the texts replaced, and EXTRA before compile."""
+    """Return the notebook with each of the texts replaced."""
     notebook = read_notebook()
     for old, new in edits.items():
         (cell,) = (cell for cell in notebook.cells if old in cell.source)
         cell.source = cell.source.replace(old, new)
-    if edits:
-        cell = next(cell for cell in notebook.cells if cell.id == "compile")
-        cell.source = f"{EXTRA}\n\n{cell.source}"
     return notebook
 
 

@@ -150,12 +150,15 @@ def changes(records):
     is, in percentage points, one for each seed that both were trained with. A change
     of a single seed is left out: nothing says how far it can be trusted.
     """
-    groups = {name: {} for name in ABLATION}
+    groups, single = {name: {} for name in ABLATION}, {}
     for record in records:
         fits = record["evaluated_on"] == "holdout" and record["seed"] in ABLATION_SEEDS
         if fits and is_current(record) and is_edited_so(record):
             groups[record["name"]][record["seed"]] = 100 * record["accuracy"]
+            if record["name"] == "as it is":
+                single[record["seed"]] = 100 * record["one_look_accuracy"]
     base = groups.pop("as it is")
+    groups["one look instead of three"] = single
     pairs = [
         (name, [group[seed] - base[seed] for seed in sorted(group) if seed in base])
         for name, group in groups.items()
