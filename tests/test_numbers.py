@@ -118,3 +118,22 @@ def test_keras_does_not_compile_what_tensorflow_cannot(cells):
     augmentation = cells["learner"].layers[0]
     assert augmentation.supports_jit == (keras.backend.backend() == "jax")
     assert cells["learner"].jit_compile is False
+
+
+def test_muon_trains_the_kernels_that_mix_channels_and_adam_the_others(cells):
+    chosen = [
+        variable.name
+        for variable in cells["model"].trainable_variables
+        if not cells["learner"].optimizer._should_use_adamw(variable)
+    ]
+    assert chosen == ["pointwise_kernel"] * 3
+
+
+def test_muon_makes_each_matrix_of_a_kernel_orthogonal(cells):
+    """Keras takes (height, width, inputs, filters) for height times width matrices."""
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 16, 24)).astype("float32")
+    optimizer = cells["learner"].optimizer
+    step = optimizer.lr_adjust(optimizer.zeropower_via_newtonschulz5(kernel, 5))
+    values = np.linalg.svd(keras.ops.convert_to_numpy(step), compute_uv=False)
+    assert values.min() > 0.6
+    assert values.max() < 1.3
