@@ -31,7 +31,7 @@ def ablation_records(accuracies):
         | {"settings": settings_of("assignment", run["overrides"]), "epochs": 20}
         | {"evaluated_on": "holdout", "accuracy": accuracies[name][run["seed"]]}
         | {"one_look_accuracy": accuracies[name][run["seed"]] - 0.001}
-        for name, run in wanted_runs([], [], ablation=True)
+        for name, run in wanted_runs([], [], ABLATION)
         if run["seed"] < len(accuracies.get(name, ()))
     ]
 
@@ -53,6 +53,19 @@ def test_each_change_is_compared_to_the_same_seed_and_the_worst_comes_first():
     assert plot_ablation(changes(records)).startswith(b"\x89PNG")
     assert claimed(records) == {}
     assert changes([r for r in records if r["name"] != "as it is"]) == []
+
+
+def test_what_is_not_trained_anew_is_marked():
+    old = ablation_records({"as it is": (0.9, 0.9), "pooled once": (0.8, 0.8)})
+    earlier = [
+        {k: v for k, v in r.items() if k != "one_look_accuracy"} | {"fingerprint": "0"}
+        for r in old
+    ]
+    assert changes(earlier) == []
+    ((name, values),) = changes([], earlier)
+    assert name == "pooled once †"
+    assert values == pytest.approx([-10, -10])
+    assert "pooled once †" not in dict(changes(old, earlier))
 
 
 def test_a_finished_run_is_not_made_again(record):
@@ -99,7 +112,7 @@ def test_records_are_written_whole_or_not_at_all(record, tmp_path, monkeypatch):
 
 
 def test_the_ablation_never_touches_the_test_images():
-    runs = list(wanted_runs([], [], ablation=True))
+    runs = list(wanted_runs([], [], ABLATION))
     assert {name for name, _ in runs} == set(ABLATION)
     assert all(parameters["holdout"] > 0 for _, parameters in runs)
 

@@ -95,16 +95,15 @@ def describe_machine(jobs):
     return {"system": platform.system(), "cores": os.cpu_count(), "jobs": jobs}
 
 
-def wanted_runs(recipes, seeds, ablation):
+def wanted_runs(recipes, seeds, changes):
     """Yield name and parameters of the runs to make; those of the ablation last."""
     for seed in seeds:
         for recipe in recipes:
             yield recipe, {"recipe": recipe, "seed": seed, "overrides": {}}
-    if ablation:
-        for seed in ABLATION_SEEDS:
-            for name, (overrides, _) in ABLATION.items():
-                parameters = {"recipe": "assignment", "seed": seed}
-                yield name, parameters | {"overrides": overrides, "holdout": HOLDOUT}
+    for seed in ABLATION_SEEDS:
+        for name in changes:
+            parameters = {"recipe": "assignment", "seed": seed, "holdout": HOLDOUT}
+            yield name, parameters | {"overrides": ABLATION[name][0]}
 
 
 def is_stored(name, parameters, records):
@@ -157,14 +156,22 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipes", nargs="*", choices=known, default=known)
     parser.add_argument("--seeds", nargs="*", type=int, default=[*SEEDS, *OTHER_SEEDS])
-    parser.add_argument("--ablation", action="store_true", help="runs on the hold-out")
+    parser.add_argument(
+        "--ablation",
+        nargs="*",
+        choices=ABLATION,
+        metavar="CHANGE",
+        help="add runs on the hold-out, of the changes named or of all",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     arguments = parser.parse_args()
-    stored = read_records()
+    stored, changes = read_records(), arguments.ablation
+    if changes is not None:
+        changes = changes or list(ABLATION)
     runs = [
         (name, parameters)
         for name, parameters in wanted_runs(
-            arguments.recipes, arguments.seeds, arguments.ablation
+            arguments.recipes, arguments.seeds, changes or []
         )
         if not is_stored(name, parameters, stored)
     ]

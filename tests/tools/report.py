@@ -42,6 +42,10 @@ from runner import (
 
 ADDRESS = ""  # owner/name on GitHub, once it is known: the README then links to Colab
 PAGES = (REPOSITORY / "README.md", REPOSITORY / "tests" / "README.md")
+# The ablation by the code of commit 0fd69b2, which had Adam in place of Muon, one look
+# and filters 16, 48, 64, 96: for the changes that are not trained anew yet.
+EARLIER = REPOSITORY / "tests" / "records" / "earlier.json"
+MARK = " †"
 SPEED = REPOSITORY / "tests" / "records" / "speed.json"
 IMAGES = REPOSITORY / "images"
 STORED_MODEL = DATA.with_name("CODE9.keras")
@@ -143,28 +147,50 @@ def claimed(records, seeds=SEEDS):
     return {name: group for name, group in groups.items() if group}
 
 
-def changes(records):
-    """Return what each change of the recipe did on the hold-out, the worst first.
+def paired(records):
+    """Return what each change did to the accuracy on the hold-out, by its name.
 
-    That is pairs of its name and a list of differences of accuracy to the recipe as it
-    is, in percentage points, one for each seed that both were trained with. A change
-    of a single seed is left out: nothing says how far it can be trusted.
+    That is a list of differences to the recipe as it is, in percentage points, one for
+    each seed that both were trained with. A change of a single seed is left out:
+    nothing says how far it can be trusted.
     """
-    groups, single = {name: {} for name in ABLATION}, {}
+    groups = {name: {} for name in ABLATION}
     for record in records:
-        fits = record["evaluated_on"] == "holdout" and record["seed"] in ABLATION_SEEDS
-        if fits and is_current(record) and is_edited_so(record):
-            groups[record["name"]][record["seed"]] = 100 * record["accuracy"]
-            if record["name"] == "as it is":
-                single[record["seed"]] = 100 * record["one_look_accuracy"]
-    base = groups.pop("as it is")
-    groups["one look instead of three"] = single
-    pairs = [
-        (name, [group[seed] - base[seed] for seed in sorted(group) if seed in base])
+        if record["evaluated_on"] == "holdout" and record["seed"] in ABLATION_SEEDS:
+            groups[record["name"]][record["seed"]] = record
+    base = groups["as it is"]
+    differences = {
+        name: [
+            100 * (group[seed]["accuracy"] - base[seed]["accuracy"])
+            for seed in sorted(group)
+            if seed in base
+        ]
         for name, group in groups.items()
+    }
+    differences["one look instead of three"] = [
+        100 * (record.get("one_look_accuracy", math.nan) - record["accuracy"])
+        for _, record in sorted(base.items())
     ]
-    pairs = [(name, values) for name, values in pairs if len(values) > 1]
-    return sorted(pairs, key=lambda pair: statistics.mean(pair[1]))
+    del differences["as it is"]
+    return {name: values for name, values in differences.items() if len(values) > 1}
+
+
+def changes(records, earlier=()):
+    """Return pairs of a change's name and its differences, the worst first.
+
+    A change that the notebook's code has not been trained with is taken from the
+    records of earlier code, and marked.
+    """
+    found = paired([r for r in records if is_current(r) and is_edited_so(r)])
+    for name, values in paired(earlier).items():
+        if name not in found and not math.isnan(values[0]):
+            found[f"{name}{MARK}"] = values
+    return sorted(found.items(), key=lambda pair: statistics.mean(pair[1]))
+
+
+def read_earlier():
+    """Return the stored records of the ablation by earlier code."""
+    return json.loads(EARLIER.read_text(encoding="utf-8"))
 
 
 def standard_error(values):
@@ -324,7 +350,7 @@ def stored_table(record):
 
 def generated_parts(notebook, records):
     """Return the generated parts of all pages by name, single numbers among them."""
-    record, found = find_record(notebook), changes(records)
+    record, found = find_record(notebook), changes(records, read_earlier())
     groups, others = claimed(records), claimed(records, OTHER_SEEDS)
     parts = {
         "colab": colab_line(),
@@ -340,8 +366,11 @@ def generated_parts(notebook, records):
         "peers": peers_table(groups),
         "run": stored_table(record),
     }
-    numbers = {name: f"{effect(values)} points" for name, values in found}
-    numbers["ablation seeds"] = counted(min(len(v) for _, v in found), "seed")
+    numbers = {
+        name.removesuffix(MARK): f"{effect(values)} points" for name, values in found
+    }
+    fewest, most = (pick(len(values) for _, values in found) for pick in (min, max))
+    numbers["ablation seeds"] = f"{fewest} to " * (fewest < most) + f"{most} seeds"
     for setting, value in record["settings"].items():
         numbers[setting] = f"{value:g}" if isinstance(value, int | float) else ""
     for name, group in groups.items():
@@ -438,7 +467,7 @@ def figures(notebook, records):
     groups = claimed(records)
     return stored | {
         "comparison.png": plot_comparison(groups),
-        "ablation.png": plot_ablation(changes(records)),
+        "ablation.png": plot_ablation(changes(records, read_earlier())),
     }
 
 
