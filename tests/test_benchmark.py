@@ -49,7 +49,8 @@ def test_each_change_is_compared_to_the_same_seed_and_the_worst_comes_first():
     assert same == pytest.approx([-0.5, 0.5])
     assert look == "one look instead of three"
     assert less == pytest.approx([-0.1, -0.1])
-    assert effect(same) == "+0.00 ± 0.50"
+    assert effect(same) == "+0.00"
+    assert effect([-0.5, 0.0, 0.5]) == "+0.00 ± 0.29"
     assert plot_ablation(changes(records)).startswith(b"\x89PNG")
     assert claimed(records) == {}
     assert changes([r for r in records if r["name"] != "as it is"]) == []

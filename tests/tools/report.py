@@ -194,13 +194,17 @@ def read_earlier():
 
 
 def standard_error(values):
-    """Return the standard error of the values' mean."""
+    """Return the standard error of the values' mean; two say too little, so NaN."""
+    if len(values) < 3:
+        return math.nan
     return statistics.stdev(values) / len(values) ** 0.5
 
 
 def effect(values):
     """Return the mean of the differences and its standard error, in points, as text."""
-    return f"{statistics.mean(values):+.2f} ± {standard_error(values):.2f}"
+    error = standard_error(values)
+    shown = "" if math.isnan(error) else f" ± {error:.2f}"
+    return f"{statistics.mean(values):+.2f}{shown}"
 
 
 def rules_table(record, groups):
@@ -368,16 +372,20 @@ def generated_parts(notebook, records):
         "run": stored_table(record),
     }
     numbers = {
-        name.removesuffix(MARK): f"{effect(values)} points" for name, values in found
+        name.removesuffix(MARK): f"{effect(values)} points"
+        + f" ({len(values)} seeds)" * (len(values) < 3)
+        for name, values in found
     }
-    fewest, most = (pick(len(values) for _, values in found) for pick in (min, max))
-    numbers["ablation seeds"] = f"{fewest} to " * (fewest < most) + f"{most} seeds"
+    numbers["ablation seeds"] = counted(max(len(v) for _, v in found), "seed")
     for setting, value in record["settings"].items():
         numbers[setting] = f"{value:g}" if isinstance(value, int | float) else ""
     for name, group in groups.items():
         s = summarize(group)
         numbers[f"{name} mean"] = f"{percent(s['mean'])} %"
         numbers[f"{name} deviation"] = percent(s["deviation"])
+        looks = [*group, *others.get(name, [])]
+        gains = [100 * (r["accuracy"] - r["one_look_accuracy"]) for r in looks]
+        numbers[f"{name} looks"] = f"{effect(gains)} points"
         numbers[f"{name} parameters"] = f"{group[0]['parameters']['total']:,}"
     return parts | numbers
 
