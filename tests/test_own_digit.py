@@ -19,7 +19,7 @@ def model():
 @pytest.fixture(scope="module")
 def read_digit(model):
     """The notebook's function from a path to an image (28, 28), light on black."""
-    cells = {"model": model, "figures": {}}
+    cells = {"averaged": model, "figures": {}}
     for identifier in ("setup", "grey", "ink", "own"):
         run_cell(identifier, cells)
     return lambda path: cells["as_mnist"](cells["find_ink"](cells["read_grey"](path)))
