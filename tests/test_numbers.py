@@ -92,8 +92,8 @@ def test_the_augmentation_turns_about_the_center(cells):
     assert np.abs(augment(cells, wide, rotation=45.0) - wide).max() > 0.1
 
 
-def test_the_augmentation_stretches_about_the_center(cells):
-    """The disc stays where it is and becomes wider or narrower."""
+def test_the_augmentation_stretches_and_shears_about_the_center(cells):
+    """The disc stays where it is, becomes wider or narrower, and leans."""
     grid = np.arange(28) - 13.5
     disc = np.exp(-(grid[:, None] ** 2 + grid[None] ** 2) / 30)[None, ..., None]
     disc = np.repeat(disc.astype("float32"), 64, axis=0)
@@ -102,6 +102,8 @@ def test_the_augmentation_stretches_about_the_center(cells):
     assert np.abs((columns @ grid) / columns.sum(axis=1)).max() < 0.05
     width = np.sqrt((columns @ grid**2) / columns.sum(axis=1))
     assert width.std() > 0.1
+    lean = np.einsum("nij,i,j->n", stretched[..., 0], grid, grid)
+    assert (lean / columns.sum(axis=1)).std() > 0.5
 
 
 def test_the_rate_rises_to_its_peak_and_falls_to_nothing(cells):

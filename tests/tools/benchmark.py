@@ -52,9 +52,9 @@ ABLATION = {
     "labels not smoothed": ({"label_smoothing": 0}, {}),
     "ReLU instead of SiLU": ({}, {'Activation("silu")': 'Activation("relu")'}),
     "full convolutions": ({"separable": False, "filters": [16, 24, 24, 24]}, {}),
-    "pooled once": ({"pool_after": 0, "filters": [16, 32, 48, 64, 64]}, {}),
+    "pooled once": ({"pool_after": 0, "filters": [16, 32, 56, 72, 72]}, {}),
     "normalization's offset put back": (
-        {},
+        {"filters": [16, 48, 72, 102]},  # offsets count, too
         {
             NORMALIZATION: NORMALIZATION.replace("center=False", "center=True"),
             RULE: """if "kernel" not in v.name and v.name != "beta"]""",

@@ -2,9 +2,9 @@
 
 The generated parts stand between the markers <!-- generated: NAME --> and
 <!-- end: NAME -->, single numbers between <!-- n: NAME --> and <!-- end -->. Nothing in
-them is typed by hand but what others published, PUBLIC below, and a test fails if they
-differ from what this program would write. With --run the notebook is run anew first,
-and its outputs are stored.
+them is typed by hand but what others published, PUBLIC below, and for how many epochs
+two of their nets train, in speed.py. A test fails if they differ from what this program
+would write. With --run the notebook is run anew first, and its outputs are stored.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import math
 import re
 import statistics
 
+import matplotlib
 import matplotlib.pyplot as plt
 import nbformat
 import papermill
@@ -42,10 +43,6 @@ from runner import (
 
 ADDRESS = ""  # owner/name on GitHub, once it is known: the README then links to Colab
 PAGES = (REPOSITORY / "README.md", REPOSITORY / "tests" / "README.md")
-# The ablation by the code of commit 0fd69b2, which had Adam in place of Muon, one look
-# and filters 16, 48, 64, 96: for the changes that are not trained anew yet.
-EARLIER = REPOSITORY / "tests" / "records" / "earlier.json"
-MARK = " †"
 SPEED = REPOSITORY / "tests" / "records" / "speed.json"
 IMAGES = REPOSITORY / "images"
 STORED_MODEL = DATA.with_name("CODE9.keras")
@@ -75,10 +72,10 @@ OURS = {
 
 
 def run_and_store():
-    """Execute the notebook in place, and keep the model that its run trained."""
+    """Execute the notebook in place, and keep the net of its three looks."""
     notebook = read_notebook()
     unfinished = STORED_MODEL.with_name("unfinished.keras")
-    extra = nbformat.v4.new_code_cell(f"model.save({str(unfinished)!r})")
+    extra = nbformat.v4.new_code_cell(f"averaged.save({str(unfinished)!r})")
     code = fingerprint()
     resources = {"metadata": {"path": str(REPOSITORY)}}
     notebook.cells.append(extra)
@@ -126,7 +123,7 @@ def table(head, rows):
 
 
 def summarize(records):
-    """Return what the records' accuracies, as shares, and seconds come to."""
+    """Return what the records' accuracies, as shares, come to."""
     accuracies = [record["accuracy"] for record in records]
     return {
         "n": len(accuracies),
@@ -147,16 +144,17 @@ def claimed(records, seeds=SEEDS):
     return {name: group for name, group in groups.items() if group}
 
 
-def paired(records):
-    """Return what each change did to the accuracy on the hold-out, by its name.
+def changes(records):
+    """Return what each change did to the accuracy on the hold-out, the worst first.
 
-    That is a list of differences to the recipe as it is, in percentage points, one for
-    each seed that both were trained with. A change of a single seed is left out:
-    nothing says how far it can be trusted.
+    That is pairs of its name and a list of differences to the recipe as it is, in
+    percentage points, one for each seed that both were trained with. A change of a
+    single seed is left out: nothing says how far it can be trusted.
     """
     groups = {name: {} for name in ABLATION}
     for record in records:
-        if record["evaluated_on"] == "holdout" and record["seed"] in ABLATION_SEEDS:
+        fits = is_current(record) and is_edited_so(record)
+        if fits and record["evaluated_on"] == "holdout":
             groups[record["name"]][record["seed"]] = record
     base = groups["as it is"]
     differences = {
@@ -168,58 +166,37 @@ def paired(records):
         for name, group in groups.items()
     }
     differences["one look instead of three"] = [
-        100 * (record.get("one_look_accuracy", math.nan) - record["accuracy"])
+        100 * (record["one_look_accuracy"] - record["accuracy"])
         for _, record in sorted(base.items())
     ]
     del differences["as it is"]
-    return {name: values for name, values in differences.items() if len(values) > 1}
-
-
-def changes(records, earlier=()):
-    """Return pairs of a change's name and its differences, the worst first.
-
-    A change that the notebook's code has not been trained with is taken from the
-    records of earlier code, and marked.
-    """
-    found = paired([r for r in records if is_current(r) and is_edited_so(r)])
-    for name, values in paired(earlier).items():
-        if name not in found and not math.isnan(values[0]):
-            found[f"{name}{MARK}"] = values
-    return sorted(found.items(), key=lambda pair: statistics.mean(pair[1]))
-
-
-def read_earlier():
-    """Return the stored records of the ablation by earlier code."""
-    return json.loads(EARLIER.read_text(encoding="utf-8"))
+    found = [(name, values) for name, values in differences.items() if len(values) > 1]
+    return sorted(found, key=lambda pair: statistics.mean(pair[1]))
 
 
 def standard_error(values):
-    """Return the standard error of the values' mean; two say too little, so NaN."""
-    if len(values) < 3:
-        return math.nan
+    """Return the standard error of the mean of two values or more."""
     return statistics.stdev(values) / len(values) ** 0.5
 
 
 def effect(values):
     """Return the mean of the differences and its standard error, in points, as text."""
-    error = standard_error(values)
-    shown = "" if math.isnan(error) else f" ± {error:.2f}"
-    return f"{statistics.mean(values):+.2f}{shown}"
+    return f"{statistics.mean(values):+.2f} ± {standard_error(values):.2f}"
 
 
 def rules_table(record, groups):
     """Return the assignment's rules, and how the stored run and the seeds meet them."""
     seeds = summarize(groups["assignment"])
-    mean = f"{percent(seeds['mean'])} ± {percent(seeds['deviation'])} %"
+    reached = f"**{percent(record['accuracy'])} %**; over {seeds['n']} seeds "
+    reached += f"**{percent(seeds['mean'])} ± {percent(seeds['deviation'])} %**"
     rows = [
-        ("test accuracy", "99.4 %", f"**{percent(record['accuracy'])} %**"),
-        (f"mean ± deviation over {seeds['n']} seeds", "", f"**{mean}**"),
+        ("test accuracy", "99.4 %", reached),
         ("parameters", "< 15,000", f"{record['parameters']['total']:,}"),
         ("epochs", "≤ 20", record["settings"]["epochs"]),
         ("dense layers", "none", "none"),
         ("learned biases, offsets", "none", "none"),
     ]
-    return table(("rule", "required", "stored run"), rows)
+    return table(("rule", "required", "reached"), rows)
 
 
 def results_table(groups, others):
@@ -355,7 +332,7 @@ def stored_table(record):
 
 def generated_parts(notebook, records):
     """Return the generated parts of all pages by name, single numbers among them."""
-    record, found = find_record(notebook), changes(records, read_earlier())
+    record, found = find_record(notebook), changes(records)
     groups, others = claimed(records), claimed(records, OTHER_SEEDS)
     parts = {
         "colab": colab_line(),
@@ -371,12 +348,8 @@ def generated_parts(notebook, records):
         "peers": peers_table(groups),
         "run": stored_table(record),
     }
-    numbers = {
-        name.removesuffix(MARK): f"{effect(values)} points"
-        + f" ({len(values)} seeds)" * (len(values) < 3)
-        for name, values in found
-    }
-    numbers["ablation seeds"] = counted(max(len(v) for _, v in found), "seed")
+    numbers = {name: f"{effect(values)} points" for name, values in found}
+    numbers["ablation seeds"] = counted(len(ABLATION_SEEDS), "seed")
     for setting, value in record["settings"].items():
         numbers[setting] = f"{value:g}" if isinstance(value, int | float) else ""
     for name, group in groups.items():
@@ -448,21 +421,22 @@ def plot_ablation(found):
     style = {"fmt": "D", "color": "tab:blue", "capsize": 4}
     beyond = 0
     for place, (_, values) in enumerate(reversed(found)):
-        mean, error = statistics.mean(values), 2 * standard_error(values)
+        mean, error = statistics.mean(values), 3 * standard_error(values)
         beyond += abs(mean) > error
         axis.errorbar(mean, place, xerr=error, **style)
         axis.plot(values, [place - 0.25] * len(values), "o", color="grey", alpha=0.5)
     axis.set_yticks(range(len(found)), [name for name, _ in reversed(found)])
     axis.axvline(0, color="black", linewidth=1)
-    axis.set_xlabel("change of hold-out accuracy (points); bars: 2 standard errors")
-    axis.set_title(f"{beyond} of {len(found)} changes are beyond two standard errors")
+    axis.set_xlabel("change of hold-out accuracy (points); bars: 3 standard errors")
+    axis.set_title(f"{beyond} of {len(found)} changes are beyond three standard errors")
     return as_png(figure)
 
 
 def as_png(figure):
-    """Return the figure as a PNG, the same bytes from the same figure, and close it."""
+    """Return the figure as a PNG that names what drew it, and close the figure."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, facecolor="white", metadata={"Software": None})
+    drawn_by = {"Software": f"matplotlib {matplotlib.__version__}"}
+    figure.savefig(buffer, dpi=110, facecolor="white", metadata=drawn_by)
     plt.close(figure)
     return buffer.getvalue()
 
@@ -476,7 +450,7 @@ def figures(notebook, records):
     groups = claimed(records)
     return stored | {
         "comparison.png": plot_comparison(groups),
-        "ablation.png": plot_ablation(changes(records, read_earlier())),
+        "ablation.png": plot_ablation(changes(records)),
     }
 
 

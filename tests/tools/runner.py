@@ -1,6 +1,6 @@
 """Runs CODE9.ipynb for the tests, the benchmark and the README: whole, or cell by cell.
 
-The notebook is the only training code there is; nothing here repeats a part of it.
+No other code trains our nets; nothing here repeats a part of it.
 """
 
 import ast
@@ -74,7 +74,7 @@ def run_cells(last, **parameters):
 def fingerprint(path=NOTEBOOK):
     """Return a hash of the notebook's code that determines weights and numbers.
 
-    Left out are comments, cells tagged as report, which only show, and the table of
+    Left out are comments, cells tagged as report, which train nothing, and the table of
     recipes: each record holds the settings that it was made with, and they are
     compared. So text, figures and other recipes may change without a new training.
     """

@@ -1,10 +1,9 @@
 """Times the notebook's recipes beside two public nets, on one machine in one run.
 
-The two are the best public submissions of this assignment by epochs to 99.4 %, rebuilt
-from their published descriptions: baronrogers5/eip4 (week2/CODE9.ipynb) and
-abdksyed/EVA4 (S5). An epoch is timed several times and the fastest counts; a training
-is as many epochs as theirs took to end at 99.4 %. Ours are whole trainings, their
-validation after each epoch included.
+The two are public submissions of this assignment, rebuilt from their published
+descriptions: baronrogers5/eip4 (week2/CODE9.ipynb) and abdksyed/EVA4 (S5). An epoch is
+timed several times and the fastest counts; a training is as many epochs as theirs took
+to end at 99.4 %. Ours are whole trainings, their validation after each epoch included.
 """
 
 import argparse
@@ -20,7 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
-from runner import DATA, REPOSITORY, run_notebook, write_whole
+from runner import DATA, REPOSITORY, fingerprint, run_notebook, write_whole
 
 STORE = REPOSITORY / "tests" / "records" / "speed.json"
 
@@ -106,7 +105,8 @@ def main():
         for name, (build, epochs) in PEERS.items()
     }
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Keras {keras.__version__}"
-    record = {"machine": machine, "repeats": repeats, "ours": ours, "peers": peers}
+    record = {"machine": machine, "repeats": repeats, "fingerprint": fingerprint()}
+    record |= {"ours": ours, "peers": peers}
     write_whole(STORE, (json.dumps(record, indent=1) + "\n").encode())
     print(json.dumps(record, indent=1))
 
