@@ -4,7 +4,7 @@ import benchmark
 import nbformat
 import pytest
 from benchmark import ABLATION, HOLDOUT, edited, edits_of, is_stored, wanted_runs
-from report import changes, claimed, effect, plot_ablation
+from report import ablation_table, changes, claimed, differences, effect, plot_ablation
 from runner import definitions, fingerprint, read_notebook, settings_of
 
 RUN = {"recipe": "quick", "seed": 3, "overrides": {}}
@@ -31,6 +31,7 @@ def ablation_records(accuracies):
         | {"settings": settings_of("assignment", run["overrides"]), "epochs": 20}
         | {"evaluated_on": "holdout", "accuracy": accuracies[name][run["seed"]]}
         | {"one_look_accuracy": accuracies[name][run["seed"]] - 0.001}
+        | {"loss": 1 - accuracies[name][run["seed"]]}
         for name, run in wanted_runs([], [], ABLATION)
         if run["seed"] < len(accuracies.get(name, ()))
     ]
@@ -49,10 +50,23 @@ def test_each_change_is_compared_to_the_same_seed_and_the_worst_comes_first():
     assert same == pytest.approx([-0.5, 0.5])
     assert look == "one look instead of three"
     assert less == pytest.approx([-0.1, -0.1])
-    assert effect(same) == "+0.00 ± 0.50"
+    assert effect(same) == "+0.000 ± 0.500"
     assert plot_ablation(changes(records)).startswith(b"\x89PNG")
     assert claimed(records) == {}
     assert changes([r for r in records if r["name"] != "as it is"]) == []
+
+
+def test_losses_are_compared_only_where_the_labels_are_the_same():
+    records = ablation_records({
+        "as it is": (0.99, 0.98),
+        "labels not smoothed": (0.98, 0.97),
+        "pooled once": (0.985, 0.985),
+    })  # fmt: skip
+    found = differences(records, "loss")
+    assert found == {"pooled once": pytest.approx([0.005, -0.005])}
+    assert "| labels not smoothed | -1.000 ± 0.000 |  |" in ablation_table(
+        changes(records), found
+    )
 
 
 def test_a_finished_run_is_not_made_again(record):

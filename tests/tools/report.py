@@ -144,33 +144,44 @@ def claimed(records, seeds=SEEDS):
     return {name: group for name, group in groups.items() if group}
 
 
-def changes(records):
-    """Return what each change did to the accuracy on the hold-out, the worst first.
+def differences(records, measure):
+    """Return what each change did to a measure on the hold-out, a list for each name.
 
-    That is pairs of its name and a list of differences to the recipe as it is, in
-    percentage points, one for each seed that both were trained with. A change of a
-    single seed is left out: nothing says how far it can be trusted.
+    The measure is a key of the records. The differences are to the recipe as it is,
+    one for each seed that both were trained with; of losses only where both learned
+    the same labels. A change of a single seed is left out: nothing says how far it can
+    be trusted.
     """
     groups = {name: {} for name in ABLATION}
     for record in records:
         fits = is_current(record) and is_edited_so(record)
         if fits and record["evaluated_on"] == "holdout":
             groups[record["name"]][record["seed"]] = record
-    base = groups["as it is"]
-    differences = {
-        name: [
-            100 * (group[seed]["accuracy"] - base[seed]["accuracy"])
-            for seed in sorted(group)
-            if seed in base
+    base = groups.pop("as it is")
+    found = {}
+    for name, group in groups.items():
+        pairs = [(group[seed], base[seed]) for seed in sorted(group) if seed in base]
+        if measure == "loss":
+            smoothing = {r["settings"]["label_smoothing"] for p in pairs for r in p}
+            pairs = pairs if len(smoothing) == 1 else []
+        found[name] = [
+            changed[measure] - as_it_is[measure] for changed, as_it_is in pairs
         ]
-        for name, group in groups.items()
-    }
-    differences["one look instead of three"] = [
-        100 * (record["one_look_accuracy"] - record["accuracy"])
-        for _, record in sorted(base.items())
+    if measure == "accuracy":
+        looks = [r["one_look_accuracy"] - r[measure] for _, r in sorted(base.items())]
+        found["one look instead of three"] = looks
+    return {name: values for name, values in found.items() if len(values) > 1}
+
+
+def changes(records):
+    """Return what each change did to the accuracy on the hold-out, the worst first.
+
+    That is pairs of its name and a list of differences, in percentage points.
+    """
+    found = [
+        (name, [100 * value for value in values])
+        for name, values in differences(records, "accuracy").items()
     ]
-    del differences["as it is"]
-    found = [(name, values) for name, values in differences.items() if len(values) > 1]
     return sorted(found, key=lambda pair: statistics.mean(pair[1]))
 
 
@@ -179,9 +190,10 @@ def standard_error(values):
     return statistics.stdev(values) / len(values) ** 0.5
 
 
-def effect(values):
-    """Return the mean of the differences and its standard error, in points, as text."""
-    return f"{statistics.mean(values):+.2f} ± {standard_error(values):.2f}"
+def effect(values, digits=3):
+    """Return the mean of the differences and its standard error, as text."""
+    mean, error = statistics.mean(values), standard_error(values)
+    return f"{mean:+.{digits}f} ± {error:.{digits}f}"
 
 
 def rules_table(record, groups):
@@ -281,10 +293,13 @@ def settings_table():
     return table(("setting", "what it is", *cells["RECIPES"]), rows)
 
 
-def ablation_table(found):
+def ablation_table(found, losses):
     """Return the table of what each change of the recipe did on the hold-out."""
-    rows = [(name, effect(values), len(values)) for name, values in found]
-    return table(("one change of `assignment`", ">points", ">n"), rows)
+    rows = [
+        (name, effect(values), effect(losses[name], 4) if name in losses else "")
+        for name, values in found
+    ]
+    return table(("one change of `assignment`", ">points", ">loss"), rows)
 
 
 def peers_table(groups):
@@ -344,7 +359,7 @@ def generated_parts(notebook, records):
         "parameters": parameters_table(),
         "settings": settings_table(),
         "net": net_table(),
-        "ablation": ablation_table(found),
+        "ablation": ablation_table(found, differences(records, "loss")),
         "peers": peers_table(groups),
         "run": stored_table(record),
     }
