@@ -3,8 +3,24 @@
 import benchmark
 import nbformat
 import pytest
-from benchmark import ABLATION, HOLDOUT, edited, edits_of, is_stored, wanted_runs
-from report import ablation_table, changes, claimed, differences, effect, plot_ablation
+from benchmark import (
+    ABLATION,
+    HELD_OUT,
+    HOLDOUT,
+    edited,
+    edits_of,
+    is_stored,
+    wanted_runs,
+)
+from report import (
+    ablation_table,
+    changes,
+    claimed,
+    differences,
+    effect,
+    held_out,
+    plot_ablation,
+)
 from runner import definitions, fingerprint, read_notebook, settings_of
 
 RUN = {"recipe": "quick", "seed": 3, "overrides": {}}
@@ -44,16 +60,16 @@ def test_each_change_is_compared_to_the_same_seed_and_the_worst_comes_first():
         "a constant learning rate": (0.98, 0.97),
         "no augmentation": (0.9,),  # nor does one seed show anything
     })  # fmt: skip
-    (first, lost), (look, less), (second, same) = changes(records)
+    (first, lost), (look, less), (second, same) = changes(held_out(records))
     assert (first, second) == ("a constant learning rate", "pooled once")
     assert lost == pytest.approx([-1, -1])
     assert same == pytest.approx([-0.5, 0.5])
     assert look == "one look instead of three"
     assert less == pytest.approx([-0.1, -0.1])
     assert effect(same) == "+0.000 ± 0.500"
-    assert plot_ablation(changes(records)).startswith(b"\x89PNG")
+    assert plot_ablation(changes(held_out(records))).startswith(b"\x89PNG")
     assert claimed(records) == {}
-    assert changes([r for r in records if r["name"] != "as it is"]) == []
+    assert changes(held_out([r for r in records if r["name"] != "as it is"])) == []
 
 
 def test_losses_are_compared_only_where_the_labels_are_the_same():
@@ -62,10 +78,10 @@ def test_losses_are_compared_only_where_the_labels_are_the_same():
         "labels not smoothed": (0.98, 0.97),
         "pooled once": (0.985, 0.985),
     })  # fmt: skip
-    found = differences(records, "loss")
+    found = differences(held_out(records), "loss")
     assert found == {"pooled once": pytest.approx([0.005, -0.005])}
     assert "| labels not smoothed | -1.000 ± 0.000 |  |" in ablation_table(
-        changes(records), found
+        changes(held_out(records)), found
     )
 
 
@@ -113,8 +129,8 @@ def test_records_are_written_whole_or_not_at_all(record, tmp_path, monkeypatch):
 
 
 def test_the_ablation_never_touches_the_test_images():
-    runs = list(wanted_runs([], [], ABLATION))
-    assert {name for name, _ in runs} == set(ABLATION)
+    runs = list(wanted_runs([], [], HELD_OUT))
+    assert {name for name, _ in runs} == set(HELD_OUT)
     assert all(parameters["holdout"] > 0 for _, parameters in runs)
 
 

@@ -78,6 +78,9 @@ ABLATION = {
     ),
 }
 
+# Runs on the hold-out: the ablation, and the other recipes as they are.
+HELD_OUT = (*ABLATION, "compact", "quick")
+
 
 def read_records():
     """Return the stored records, oldest first."""
@@ -95,15 +98,17 @@ def describe_machine(jobs):
     return {"system": platform.system(), "cores": os.cpu_count(), "jobs": jobs}
 
 
-def wanted_runs(recipes, seeds, changes):
-    """Yield name and parameters of the runs to make; those of the ablation last."""
+def wanted_runs(recipes, seeds, held_out):
+    """Yield name and parameters of the runs to make; those on the hold-out last."""
     for seed in seeds:
         for recipe in recipes:
             yield recipe, {"recipe": recipe, "seed": seed, "overrides": {}}
     for seed in ABLATION_SEEDS:
-        for name in changes:
-            parameters = {"recipe": "assignment", "seed": seed, "holdout": HOLDOUT}
-            yield name, parameters | {"overrides": ABLATION[name][0]}
+        for name in held_out:
+            recipe = "assignment" if name in ABLATION else name
+            overrides = ABLATION[name][0] if name in ABLATION else {}
+            parameters = {"recipe": recipe, "seed": seed, "holdout": HOLDOUT}
+            yield name, parameters | {"overrides": overrides}
 
 
 def is_stored(name, parameters, records):
@@ -159,19 +164,19 @@ def main():
     parser.add_argument(
         "--ablation",
         nargs="*",
-        choices=ABLATION,
-        metavar="CHANGE",
-        help="add runs on the hold-out, of the changes named or of all",
+        choices=HELD_OUT,
+        metavar="NAME",
+        help="add runs on the hold-out: changes or recipes by name, or all",
     )
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     arguments = parser.parse_args()
-    stored, changes = read_records(), arguments.ablation
-    if changes is not None:
-        changes = changes or list(ABLATION)
+    stored, held_out = read_records(), arguments.ablation
+    if held_out is not None:
+        held_out = held_out or HELD_OUT
     runs = [
         (name, parameters)
         for name, parameters in wanted_runs(
-            arguments.recipes, arguments.seeds, changes or []
+            arguments.recipes, arguments.seeds, held_out or []
         )
         if not is_stored(name, parameters, stored)
     ]
