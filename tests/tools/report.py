@@ -67,7 +67,7 @@ PUBLIC = (
 # Our recipes: marker, and where the label goes.
 OURS = {
     "assignment": ("o", (8, 7)),
-    "compact": ("s", (8, -14)),
+    "compact": ("s", (8, -30)),
     "quick": ("D", (9, -14)),
 }
 
@@ -155,9 +155,9 @@ def held_out(records):
     return groups
 
 
-def looks(records):
-    """Return what one look in place of three does to accuracy, in points, a list."""
-    return [100 * (r["one_look_accuracy"] - r["accuracy"]) for r in records]
+def looks(records, measure):
+    """Return what one look in place of three does to a measure, a list."""
+    return [record[f"one_look_{measure}"] - record[measure] for record in records]
 
 
 def differences(groups, measure):
@@ -178,6 +178,8 @@ def differences(groups, measure):
             found[name] = [
                 changed[measure] - as_is[measure] for changed, as_is in pairs
             ]
+    if len(base) > 1:
+        found["one look instead of three"] = looks(base.values(), measure)
     return found
 
 
@@ -190,8 +192,6 @@ def changes(groups):
         name: [100 * value for value in values]
         for name, values in differences(groups, "accuracy").items()
     }
-    if len(base := groups["as it is"]) > 1:
-        found["one look instead of three"] = looks(base.values())
     return sorted(found.items(), key=lambda pair: statistics.mean(pair[1]))
 
 
@@ -384,7 +384,9 @@ def generated_parts(notebook, records):
         numbers[f"{name} deviation"] = percent(s["deviation"])
         base = on_holdout["as it is" if name == "assignment" else name].values()
         numbers[f"{name} hold-out"] = f"{percent(summarize(base)['mean'])} %"
-        numbers[f"{name} one look"] = f"{effect(looks(base))} points"
+        points = [100 * value for value in looks(base, "accuracy")]
+        numbers[f"{name} one look"] = f"{effect(points)} points"
+        numbers[f"{name} one look's loss"] = effect(looks(base, "loss"), 4)
         numbers[f"{name} parameters"] = f"{group[0]['parameters']['total']:,}"
     return parts | numbers
 
