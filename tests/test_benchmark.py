@@ -10,6 +10,7 @@ from benchmark import (
     edited,
     edits_of,
     is_stored,
+    train,
     wanted_runs,
 )
 from report import (
@@ -87,6 +88,16 @@ def test_losses_are_compared_only_where_the_labels_are_the_same():
     assert "| labels not smoothed | -1.000 ± 0.000 |  |" in ablation_table(
         changes(held_out(records)), found
     )
+
+
+def test_a_training_is_stored_as_the_notebook_made_it(small_run, small_data):
+    whole, _, _ = small_run
+    code, stored = train("as it is", {"epochs": 2, "data_path": str(small_data)})
+    assert code == fingerprint()
+    assert stored["settings"] == whole["settings"]
+    assert stored["loss"] == whole["loss"]
+    assert stored["one_look_loss"] == whole["history"]["val_loss"][-1]
+    assert "history" not in stored
 
 
 def test_a_finished_run_is_not_made_again(record):

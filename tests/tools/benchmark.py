@@ -106,7 +106,7 @@ def wanted_runs(recipes, seeds, held_out):
     for seed in ABLATION_SEEDS:
         for name in held_out:
             recipe = "assignment" if name in ABLATION else name
-            overrides = ABLATION[name][0] if name in ABLATION else {}
+            overrides, _ = ABLATION.get(name, ({}, {}))
             parameters = {"recipe": recipe, "seed": seed, "holdout": HOLDOUT}
             yield name, parameters | {"overrides": overrides}
 
@@ -124,7 +124,7 @@ def is_stored(name, parameters, records):
 
 def edits_of(name):
     """Return the texts that a run of this name replaces in the notebook."""
-    return ABLATION[name][1] if name in ABLATION else {}
+    return ABLATION.get(name, ({}, {}))[1]
 
 
 def is_edited_so(record):

@@ -165,8 +165,8 @@ def differences(groups, measure):
 
     The groups are held_out()'s, the measure a key of their records. The differences
     are to the recipe as it is, one for each seed that both were trained with; of losses
-    only where both learned the same labels. A change of a single seed is left out:
-    nothing says how far it can be trusted.
+    only where both learned the same labels. One look is compared to three of the same
+    run. A change of a single seed is left out: nothing says how far it can be trusted.
     """
     base, found = groups["as it is"], {}
     for name in [name for name in ABLATION if name != "as it is"]:

@@ -3,8 +3,8 @@
 The two are public submissions of this assignment, rebuilt from their published
 descriptions: baronrogers5/eip4 (week2/CODE9.ipynb), whose plateau rule read the test
 loss, so that a cosine decay stands in for it, and abdksyed/EVA4 (S5). Each is trained
-whole from several seeds, for as few epochs as end at 99.4 % on average, its decay
-shortened with them; the fastest epoch counts. Ours are whole trainings, with their
+whole from several seeds, for so many epochs that it ends at 99.4 % on average, its
+decay shortened to fit; the fastest epoch counts. Ours are whole trainings, with their
 validation after each epoch.
 """
 
@@ -62,7 +62,7 @@ def eva4(epochs):
     return [*net, layers.Flatten()], keras.optimizers.SGD(decay, 0.9), 64, rotation
 
 
-# The fewest epochs of those tried that end at 99.4 %.
+# Epochs that suffice to end at 99.4 %.
 PEERS = {"baronrogers5/eip4": (eip4, 10), "abdksyed/EVA4": (eva4, 15)}
 
 
