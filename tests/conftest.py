@@ -11,7 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import pytest
-from runner import DATA, REPOSITORY, run_notebook
+from notebook import DATA, REPOSITORY, run_notebook
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,9 @@
-"""Trains recipes over fixed seeds and stores a record of each run.
+"""Trains what README and tests/README speak of, and stores a record of each run.
 
-Every run is the whole notebook, through papermill. A run that is stored already, by
-the same code of the notebook, is not trained again, so an interrupted benchmark goes
-on where it was. tests/tools/report.py turns the records into tables and figures.
-
-The notebook trains on one thread, so as many jobs at once as there are cores get most
-done; each record says how many there were.
+A run that is stored already, by the same code and settings, is not made again: an
+interrupted benchmark goes on where it was. report.py turns the records into tables and
+figures. Each run is one process with the notebook's own cells; a training fills two
+cores, so more jobs than half the cores gain little.
 """
 
 import argparse
@@ -14,184 +12,216 @@ import json
 import multiprocessing
 import os
 import platform
-import tempfile
-from pathlib import Path
+from dataclasses import dataclass, field
 
-import nbformat
-from runner import (
+from notebook import (
+    DATA,
     REPOSITORY,
-    definitions,
     fingerprint,
-    is_current,
-    read_notebook,
-    run_notebook,
-    write_whole,
+    recipes,
+    run_cells,
+    settings_of,
 )
 from tqdm import tqdm
 
-STORE = REPOSITORY / "tests" / "records" / "benchmark.json"
-SEEDS = tuple(range(10))  # fixed before the first run, and the same for each recipe
+STORE = REPOSITORY / "tests" / "records" / "benchmark.jsonl"
+SEEDS = tuple(range(10))  # earlier editions were tested with these seeds, too
+FRESH_SEEDS = tuple(range(20, 25))  # never used before this edition was settled
+FEW_SEEDS = tuple(range(5))  # of the ablation and the frontier
+FOLDS = (0, 1)  # which 10,000 training images the ablation holds out: the last, ...
 HOLDOUT = 10_000
-OTHER_SEEDS = tuple(range(10, 15))  # trained when all was settled, as a stranger would
-ABLATION_SEEDS = SEEDS[:5]
-# One change each of the recipe "assignment", measured on held-out training images: the
-# recipe's fields that are replaced, and the texts of the notebook's code that are.
-NORMALIZATION = "layers.BatchNormalization(center=False, scale=False, momentum=0.9)"
-RULE = """if "kernel" not in v.name or len(v.shape) != 4]"""
+MUON = "return Muon("
+SILU = 'layers.Activation("silu")'
+DECAY = "schedules.PolynomialDecay(learning_rate, steps, 0.0)"
+TO_ADAM = {
+    MUON: "return keras.optimizers.Adam(",
+    "        momentum=0.9,\n        rms_rate=None,  # Muon's steps are not scaled\n": "",
+    "        adam_lr_ratio=0.2,\n": "",
+    "adam_beta_1=": "beta_1=",
+    "adam_beta_2=": "beta_2=",
+    "        adam_weight_decay=None,\n": "",
+}
+CENTER = {
+    "normalize(center=False, scale=False)": "normalize(center=True, scale=False)",
+    "if len(v.shape) != 4]": 'if len(v.shape) != 4 and v.name != "beta"]',
+}
+# One change each of the recipe "assignment": the settings that are replaced, and the
+# texts of the notebook's code that are.
 ABLATION = {
     "as it is": ({}, {}),
-    "no augmentation": ({"rotation": 0, "stretch": 0, "shift": 0}, {}),
-    "warps that do not fade": (
+    "plain: Adam, ReLU, constant rate, neither augmentation nor smoothing": (
+        {
+            "learning_rate": 0.003,
+            "rotation": 0.0,
+            "stretch": 0.0,
+            "label_smoothing": 0.0,
+        },
+        TO_ADAM
+        | {
+            SILU: 'layers.Activation("relu")',
+            f"keras.optimizers.{DECAY}": "learning_rate",
+            "self.draw(1.0, count, 2, 1)": "self.draw(0.0, count, 2, 1)",
+        },
+    ),
+    "no augmentation": (
+        {"rotation": 0.0, "stretch": 0.0},
+        {"self.draw(1.0, count, 2, 1)": "self.draw(0.0, count, 2, 1)"},
+    ),
+    "augmentation at constant strength": (
         {},
         {"ops.clip((1 - self.step / self.steps) / 0.3, 0.2, 1.0)": "1.0"},
     ),
-    "a constant learning rate": (
+    "a constant learning rate": ({}, {f"keras.optimizers.{DECAY}": "learning_rate"}),
+    "no label smoothing": ({"label_smoothing": 0.0}, {}),
+    "ReLU instead of SiLU": ({}, {SILU: 'layers.Activation("relu")'}),
+    "Adam instead of Muon": ({"learning_rate": 0.02}, TO_ADAM),
+    "with batch norm's beta": ({"filters": [16, 32, 56, 72, 71]}, CENTER),
+    "each batch as a whole": (
         {},
-        {"warmup_steps=warm_up,": "warmup_steps=warm_up, alpha=1.0,"},
+        {"halves = images[:half], images[half:]": "halves = (images,)"},
     ),
-    "labels not smoothed": ({"label_smoothing": 0}, {}),
-    "ReLU instead of SiLU": ({}, {'Activation("silu")': 'Activation("relu")'}),
-    "full convolutions": ({"separable": False, "filters": [16, 24, 24, 24]}, {}),
-    "pooled once": ({"pool_after": 0, "filters": [16, 32, 56, 72, 72]}, {}),
-    "normalization's offset put back": (
-        {"filters": [16, 48, 72, 102]},  # offsets count, too
-        {
-            NORMALIZATION: NORMALIZATION.replace("center=False", "center=True"),
-            RULE: """if "kernel" not in v.name and v.name != "beta"]""",
-            '"classes" in': 'len(variable.shape) == 1 or "classes" in',
-        },
-    ),
-    "an average of the weights": (
+    "an exponential moving average of the weights": (
         {},
         {
-            "Muon(schedule": "Muon(schedule, use_ema=True, ema_momentum=0.99",
-            "callbacks=[": "callbacks=[keras.callbacks.SwapEMAWeights(),",
-        },
-    ),
-    "Adam instead of Muon": (
-        {"learning_rate": 0.02},
-        {
-            "Muon(schedule, rms_rate=None, weight_decay=None, **adam)": (
-                "keras.optimizers.Adam(schedule, beta_2=0.99)"
-            )
+            "        adam_lr_ratio=0.2,\n": "        adam_lr_ratio=0.2,\n"
+            "        use_ema=True,\n",
+            "validation_batch_size=1_000,": "validation_batch_size=1_000,\n"
+            "        callbacks=[keras.callbacks.SwapEMAWeights()],",
         },
     ),
 }
+# Widths of the recipe "assignment" for about so many parameters.
+FRONTIER = {
+    700: [5, 8, 9, 9, 10],
+    1_000: [6, 10, 12, 12, 12],
+    1_500: [7, 13, 15, 16, 16],
+    2_000: [8, 16, 18, 18, 18],
+    3_000: [9, 18, 22, 24, 26],
+    5_000: [11, 22, 30, 34, 38],
+    9_000: [14, 28, 42, 52, 52],
+    14_720: [16, 32, 56, 72, 72],
+}
 
-# Runs on the hold-out: the ablation, and the other recipes as they are.
-HELD_OUT = (*ABLATION, "compact", "quick")
+
+@dataclass(frozen=True)
+class Run:
+    """One training that is wanted: its parameters, and its edits of the notebook."""
+
+    name: str
+    recipe: str
+    seed: int
+    overrides: dict = field(default_factory=dict)
+    fold: int | None = None  # None: trained on all, evaluated on the test images
+    edits: dict = field(default_factory=dict)
+
+    def all_edits(self):
+        """Return the edits, with the one that holds other images out."""
+        if not self.fold:
+            return self.edits
+        read = 'load(data_path, "train")'
+        rolled = f"np.roll(array, {self.fold * HOLDOUT}, axis=0) for array in {read}"
+        return self.edits | {f"images, labels = {read}": f"images, labels = ({rolled})"}
+
+    def key(self):
+        """Return what determines the record of the run, as JSON has it."""
+        return {
+            "fingerprint": fingerprint(edits=tuple(self.all_edits().items())),
+            "settings": settings_of(self.recipe, self.seed, self.overrides),
+            "evaluated_on": "test" if self.fold is None else "hold-out",
+        }
+
+    def train(self):
+        """Train by the notebook's cells and return the record to store."""
+        key = self.key()
+        cells = run_cells(
+            "train",
+            edits=self.all_edits(),
+            skip=("digits", "augmented"),
+            recipe=self.recipe,
+            seed=self.seed,
+            overrides=self.overrides,
+            holdout=0 if self.fold is None else HOLDOUT,
+            data_path=str(DATA),
+        )
+        record = dict(cells["record"])
+        if self.key() != key or not key.items() <= (key | record).items():
+            raise RuntimeError("CODE9.ipynb was changed in the meantime: run again.")
+        record["loss"] = record.pop("history")["val_loss"][-1]
+        versions = {"keras": cells["keras"].__version__}
+        versions["python"] = platform.python_version()
+        return {"name": self.name, "fold": self.fold} | key | record | versions
 
 
-def read_records():
+def frontier_runs():
+    """Return the runs of the recipe "assignment" at other widths."""
+    return [
+        Run(f"{size} parameters", "assignment", seed, {"filters": filters})
+        for seed in FEW_SEEDS
+        for size, filters in FRONTIER.items()
+        if filters != settings_of("assignment")["filters"]
+    ]
+
+
+def seed_runs(seeds):
+    """Return the runs of the recipes as they are, on the test images."""
+    return [Run(recipe, recipe, seed) for seed in seeds for recipe in recipes()]
+
+
+def ablation_runs():
+    """Return the runs of the ablation, on held-out images."""
+    return [
+        Run(name, "assignment", seed, overrides, fold, edits)
+        for seed in FEW_SEEDS
+        for fold in FOLDS
+        for name, (overrides, edits) in ABLATION.items()
+    ]
+
+
+def all_runs():
+    """Return every run that the pages speak of, the most important first."""
+    return [
+        *seed_runs(SEEDS),
+        *seed_runs(FRESH_SEEDS),
+        *ablation_runs(),
+        *frontier_runs(),
+    ]
+
+
+def read_records(path=None):
     """Return the stored records, oldest first."""
-    return json.loads(STORE.read_text(encoding="utf-8")) if STORE.exists() else []
+    path = path or STORE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
-def write_records(records):
-    """Store the records, whole or not at all, one a line."""
-    lines = ",\n".join(json.dumps(record) for record in records)
-    write_whole(STORE, f"[\n{lines}\n]\n".encode())
-
-
-def describe_machine(jobs):
-    """Return what the time of a run depends on."""
-    return {"system": platform.system(), "cores": os.cpu_count(), "jobs": jobs}
-
-
-def wanted_runs(recipes, seeds, held_out):
-    """Yield name and parameters of the runs to make; those on the hold-out last."""
-    for seed in seeds:
-        for recipe in recipes:
-            yield recipe, {"recipe": recipe, "seed": seed, "overrides": {}}
-    for seed in ABLATION_SEEDS:
-        for name in held_out:
-            recipe = "assignment" if name in ABLATION else name
-            overrides, _ = ABLATION.get(name, ({}, {}))
-            parameters = {"recipe": recipe, "seed": seed, "holdout": HOLDOUT}
-            yield name, parameters | {"overrides": overrides}
-
-
-def is_stored(name, parameters, records):
-    """Tell whether a current record has this name and these parameters."""
-    wanted = {key: value for key, value in parameters.items() if key != "holdout"}
-    wanted["evaluated_on"] = "holdout" if parameters.get("holdout") else "test"
-    return any(
-        record["name"] == name and wanted.items() <= record.items()
-        for record in records
-        if is_current(record) and is_edited_so(record)
-    )
-
-
-def edits_of(name):
-    """Return the texts that a run of this name replaces in the notebook."""
-    return ABLATION.get(name, ({}, {}))[1]
-
-
-def is_edited_so(record):
-    """Tell whether the record's run was edited as a run of that name is edited now."""
-    return record["edits"] == edits_of(record["name"])
-
-
-def edited(edits):
-    """Return the notebook with each of the texts replaced."""
-    notebook = read_notebook()
-    for old, new in edits.items():
-        (cell,) = (cell for cell in notebook.cells if old in cell.source)
-        cell.source = cell.source.replace(old, new)
-    return notebook
-
-
-def train(name, parameters):
-    """Run the notebook with the edits of that name; return its hash and record."""
-    code = fingerprint()
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "CODE9.ipynb"
-        nbformat.write(edited(edits_of(name)), source)
-        run = Path(folder) / "run.ipynb"
-        record = run_notebook(run, parameters, source=source)
-    if fingerprint() != code:
-        raise RuntimeError("CODE9.ipynb was changed while it ran: the run is dropped.")
-    record["one_look_loss"] = record.pop("history")["val_loss"][-1]
-    return code, record
+def find(run, records):
+    """Return the record of this run by the present code and settings, or None."""
+    wanted = {"name": run.name, "fold": run.fold} | run.key()
+    for record in records:
+        if wanted.items() <= record.items():
+            return record
+    return None
 
 
 def main():
-    """Make the runs that the arguments ask for and that are not stored yet."""
-    known = list(definitions()["RECIPES"])
+    """Make all the runs that are not stored yet, and store each as it ends."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipes", nargs="*", choices=known, default=known)
-    parser.add_argument("--seeds", nargs="*", type=int, default=[*SEEDS, *OTHER_SEEDS])
-    parser.add_argument(
-        "--ablation",
-        nargs="*",
-        choices=HELD_OUT,
-        metavar="NAME",
-        help="add runs on the hold-out: changes or recipes by name, or all",
-    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
-    arguments = parser.parse_args()
-    stored, held_out = read_records(), arguments.ablation
-    if held_out is not None:
-        held_out = held_out or HELD_OUT
-    runs = [
-        (name, parameters)
-        for name, parameters in wanted_runs(
-            arguments.recipes, arguments.seeds, held_out or []
-        )
-        if not is_stored(name, parameters, stored)
-    ]
-    machine = describe_machine(arguments.jobs)
+    jobs = parser.parse_args().jobs
+    stored = read_records()
+    missing = [run for run in all_runs() if find(run, stored) is None]
+    machine = {"machine": platform.machine(), "cores": os.cpu_count(), "jobs": jobs}
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(arguments.jobs, context) as pool:
-        names = {pool.submit(train, *run): run[0] for run in runs}
-        finished = concurrent.futures.as_completed(names)
+    with concurrent.futures.ProcessPoolExecutor(
+        jobs, context, max_tasks_per_child=1
+    ) as pool:
+        waiting = [pool.submit(run.train) for run in missing]
         try:
-            for future in tqdm(finished, total=len(names), desc="runs"):
-                code, record = future.result()
-                name = names[future]
-                named = {"fingerprint": code, "name": name, "machine": machine}
-                named["edits"] = edits_of(name)
-                write_records([*read_records(), named | record])
+            for done in tqdm(
+                concurrent.futures.as_completed(waiting), total=len(waiting)
+            ):
+                with STORE.open("a", encoding="utf-8") as store:
+                    store.write(json.dumps(done.result() | machine) + "\n")
         except BaseException:  # what has not begun is left to the next time
             pool.shutdown(cancel_futures=True)
             raise

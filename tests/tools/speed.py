@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
-from runner import DATA, REPOSITORY, fingerprint, run_notebook, write_whole
+from notebook import DATA, REPOSITORY, fingerprint, run_notebook, write_whole
 
 STORE = REPOSITORY / "tests" / "records" / "speed.json"
 

@@ -1,0 +1,152 @@
+"""Runs CODE9.ipynb for the tests, the benchmark and the README: whole, or cell by cell.
+
+No other code trains our networks; nothing here repeats a part of it.
+"""
+
+import ast
+import functools
+import hashlib
+import os
+from pathlib import Path
+
+import nbformat
+import papermill
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NOTEBOOK = REPOSITORY / "CODE9.ipynb"
+DATA = REPOSITORY / "tests" / "data" / "mnist.npz"
+
+
+def read_notebook(path=NOTEBOOK, edits=()):
+    """Return the notebook, with the texts of edits, a dict, replaced in its code.
+
+    Raises ValueError if a text does not stand in exactly one cell.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    for old, new in dict(edits).items():
+        cells = [cell for cell in notebook.cells if old in cell.source]
+        if len(cells) != 1:
+            raise ValueError(f"{len(cells)} cells hold {old!r}: edit one of them.")
+        cells[0].source = cells[0].source.replace(old, new)
+    return notebook
+
+
+def run_notebook(output, parameters, source=NOTEBOOK, cwd=REPOSITORY, **options):
+    """Execute the notebook with papermill into the file output, and return its record.
+
+    Raises papermill.PapermillExecutionError if a cell fails.
+    """
+    executed = papermill.execute_notebook(
+        source, output, parameters, cwd=cwd, progress_bar=False, **options
+    )
+    return find_record(executed)
+
+
+def find_record(notebook):
+    """Return the record that the executed notebook displayed, or None."""
+    for cell in reversed(notebook.cells):
+        for output in cell.get("outputs", []):
+            if record := output.get("data", {}).get("application/json"):
+                return record
+    return None
+
+
+def run_cell(identifier, namespace, notebook=None):
+    """Run the one code cell with this id in the namespace, in this process."""
+    cells = (notebook or read_notebook()).cells
+    cell = next(cell for cell in cells if cell.id == identifier)
+    exec(compile(cell.source, f"cell {identifier}", "exec"), namespace)
+
+
+def run_cells(last, edits=(), skip=(), **parameters):
+    """Run the code cells up to the one with the id last, in this process.
+
+    Returns the namespace of the cells. The parameters replace those of the notebook,
+    as papermill does it; the working directory is the caller's.
+    """
+    namespace, notebook = {}, read_notebook(edits=edits)
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and cell.id not in skip:
+            run_cell(cell.id, namespace, notebook)
+        if cell.id == "parameters":
+            namespace |= parameters
+        if cell.id == last:
+            return namespace
+    raise ValueError(f"The notebook has no cell with the id {last!r}.")
+
+
+class _Bare(ast.NodeTransformer):
+    """Strips from a syntax tree what determines no number: docstrings and messages."""
+
+    def visit_Expr(self, node):
+        return None if isinstance(node.value, ast.Constant) else node
+
+    def visit_Raise(self, node):
+        return ast.Raise()
+
+
+def code_that_trains(notebook):
+    """Return the code that determines weights and record, and nothing else, as text.
+
+    That is what the cell "train" needs, directly or not: of each name, the statement
+    that binds it. Imports, the settings (a record holds them), comments, docstrings and
+    messages are left out.
+    """
+    cells = {c.id: ast.parse(c.source).body for c in notebook.cells if "outputs" in c}
+    order = list(cells)
+    wanted, bound = [*cells["train"]], {}
+    for identifier in set(order[: order.index("train")]) - {"parameters", "settings"}:
+        for statement in cells[identifier]:
+            if isinstance(statement, ast.Import | ast.ImportFrom):
+                continue
+            if ast.unparse(statement).startswith(("os.environ", "keras.config")):
+                wanted.append(statement)
+            names = {getattr(statement, "name", None)}
+            if names == {None}:
+                nodes = [n for n in ast.walk(statement) if isinstance(n, ast.Name)]
+                names = {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
+            for name in names:
+                bound.setdefault(name, []).append(statement)
+    kept = []
+    while wanted:
+        kept.append(wanted.pop())
+        for node in ast.walk(kept[-1]):
+            if isinstance(node, ast.Name):
+                wanted += bound.pop(node.id, ())
+    kept = {id(statement): statement for statement in kept}.values()
+    return "\n".join(
+        sorted(ast.unparse(_Bare().visit(statement)) for statement in kept)
+    )
+
+
+@functools.cache
+def fingerprint(path=NOTEBOOK, edits=()):
+    """Return a hash of the code that trains, with edits, pairs of texts, in place."""
+    code = code_that_trains(read_notebook(path, edits))
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _definitions():
+    return run_cells("settings", skip=("load", "split", "digits"))
+
+
+def recipes():
+    """Return the names of the recipes."""
+    return list(_definitions()["RECIPES"])
+
+
+def settings_of(recipe, seed=0, overrides=None, epochs=0):
+    """Return the settings that the notebook now gives a recipe, as JSON has them."""
+    given = {"recipe": recipe, "seed": seed, "overrides": overrides or {}}
+    cells = dict(_definitions()) | given | {"epochs": epochs}
+    run_cell("settings", cells)
+    return cells["settings"].model_dump()
+
+
+def write_whole(path, content):
+    """Write the bytes to the path whole or not at all, with no half-written file."""
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_bytes(content)
+    os.replace(unfinished, path)
