@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 import report
 from benchmark import ABLATION, FOLDS, SEEDS, Run, find
-from notebook import (
-    code_that_trains,
-    fingerprint,
-    read_notebook,
-    recipes,
-    run_cells,
-    settings_of,
-)
+from notebook import code_that_trains, fingerprint, read_notebook, run_cells
 
 
 def record_of(run, accuracy, loss=0.5, parameters=14_720):
@@ -77,11 +70,11 @@ def test_the_table_of_choices_compares_the_same_seed_and_fold():
         "a constant learning rate": [(0.98, 0.56)],
         report.PLAIN: [(0.989, 0.2), (0.979, 0.3)],
     }
-    places = [(seed, fold) for fold in FOLDS for seed in (0, 1, 2)]
+    places = [(0, FOLDS[0]), (0, FOLDS[1]), (2, FOLDS[0])]
     records = [
         record_of(changed(name, *place), *value)
         for name, pairs in values.items()
-        for place, value in zip(places[2:], pairs, strict=False)
+        for place, value in zip(places, pairs, strict=False)
     ]
     table = report.choices_table(records)
     assert rows_of(table) == [  # 12.706 * 0.1 = 1.271 is half the interval of ±0.1
@@ -117,7 +110,7 @@ def test_the_log_and_the_stored_run():
     history = {"loss": [0.77621], "accuracy": [0.9095], "val_loss": [0.5871]}
     record = {
         "history": history | {"val_accuracy": [0.98466]},
-        "settings": settings_of("assignment"),
+        "settings": report.settings_of("assignment"),
         "evaluation_images": 10_000,
         "accuracy": 0.9943,
         "training_seconds": 99.6,
@@ -145,7 +138,7 @@ def test_the_tables_of_times_and_of_the_search(tmp_path, monkeypatch):
         assert len(found := rows_of(report.peers_table())) == rows
     assert found == []
     report.SEARCH.write_text('a\tb\n"x|y\t1\n', encoding="utf-8")
-    assert report.search_table() == '| a | b |\n|---|---|\n| "x\\|y | 1 |'
+    assert report.search_table() == '|a|b|\n|---|---|\n|"x\\|y|1|'
 
 
 def test_a_record_of_another_run_is_refused():
@@ -168,13 +161,16 @@ def test_a_record_of_another_run_is_refused():
 
 
 def test_the_store_is_json_lines_that_are_appended(tmp_path, monkeypatch):
-    store, runs = tmp_path / "store.jsonl", [Run(name, name, 0) for name in recipes()]
+    store, runs = (
+        tmp_path / "store.jsonl",
+        [Run(name, name, 0) for name in report.recipes()],
+    )
     monkeypatch.setattr(benchmark, "STORE", store)
     assert benchmark.read_records() == []
     for run in runs:
         with store.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(record_of(run, 0.99)) + "\n")
-    assert [record["name"] for record in benchmark.read_records()] == recipes()
+    assert [record["name"] for record in benchmark.read_records()] == report.recipes()
     monkeypatch.setattr(benchmark, "all_runs", lambda: runs)
     monkeypatch.setattr("sys.argv", ["benchmark.py"])
     before = store.read_bytes()
@@ -235,11 +231,12 @@ def tiny(mnist, tmp_path_factory):
 
 @pytest.mark.parametrize("name", ABLATION)
 def test_each_change_runs_to_the_end(name, tiny, monkeypatch):
-    """On 256 images; the 64 before the last 64 are held out."""
+    """Two steps on 256 images; the 64 before the last 64 are held out."""
     monkeypatch.setattr(benchmark, "DATA", tiny)
     monkeypatch.setattr(benchmark, "HOLDOUT", 64)
     overrides, edits = ABLATION[name]
-    run = Run(name, "assignment", 1, overrides | {"epochs": 1}, 1, edits)
+    few_steps = {"epochs": 2, "batch_size": 256}
+    run = Run(name, "assignment", 1, overrides | few_steps, 1, edits)
     record = run.train()
     assert find(run, [record]) is record
     assert (record["training_images"], record["evaluation_images"]) == (256, 64)

@@ -134,9 +134,9 @@ def not_yet(tool="benchmark.py", done="trained"):
 
 def table(head, rows):
     """Return a Markdown table; a head that begins with > is set to the right."""
-    lines = [f"| {' | '.join(name.lstrip('>') for name in head)} |"]
-    lines += [f"|{'|'.join('---:' if n[:1] == '>' else '---' for n in head)}|"]
-    lines += [f"| {' | '.join(map(str, row))} |" for row in rows]
+    lines = [[name.lstrip(">") for name in head]]
+    lines += [["---:" if name.startswith(">") else "---" for name in head], *rows]
+    lines = [f"|{'|'.join(map(str, line))}|" for line in lines]
     return "\n".join(lines) if rows else not_yet()
 
 
