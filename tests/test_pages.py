@@ -28,7 +28,6 @@ PARAMETERS = {
     "data_path": ("str", '""'),
     "output_dir": ("str", '""'),
 }
-LONG = {"augment": 27}  # cells of more than 25 lines of code
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +92,7 @@ def test_it_is_small_and_each_cell_is_short_and_explained(notebook, code_cells):
     for name, cell in code_cells.items():
         lines = [line for line in cell.source.splitlines() if line.strip()]
         assert max(map(len, lines)) <= 88, name
-        assert len(lines) <= LONG.get(name, 25), name
+        assert len(lines) <= 25, name
     for before, cell in zip(notebook.cells, notebook.cells[1:], strict=False):
         assert not before.cell_type == cell.cell_type == "code", cell.id
 

@@ -113,7 +113,7 @@ def test_after_an_interrupt_nothing_is_evaluated_or_saved(cells, tmp_path, monke
         run_cell("train", cells)
     with pytest.raises(RuntimeError, match="train to the end first"):
         run_cell("evaluate", cells)
-    with pytest.raises(TypeError):
+    with pytest.raises((TypeError, RuntimeError)):
         run_cell("record", cells)
     assert files_in(tmp_path) == {}
 

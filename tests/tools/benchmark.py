@@ -35,7 +35,8 @@ SILU = 'layers.Activation("silu")'
 DECAY = "schedules.PolynomialDecay(learning_rate, steps, 0.0)"
 TO_ADAM = {
     MUON: "return keras.optimizers.Adam(",
-    "        momentum=0.9,\n        rms_rate=None,  # Muon's steps are not scaled\n": "",
+    "        momentum=0.9,\n": "",
+    "        rms_rate=None,  # Muon's steps are not scaled\n": "",
     "        adam_lr_ratio=0.2,\n": "",
     "adam_beta_1=": "beta_1=",
     "adam_beta_2=": "beta_2=",
