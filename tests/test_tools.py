@@ -128,7 +128,7 @@ def test_the_log_and_the_stored_run():
 
 def test_the_tables_of_times_and_of_the_search(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "SPEED", tmp_path / "speed.json")
-    monkeypatch.setattr(report, "SEARCH", tmp_path / "search.tsv")
+    monkeypatch.setattr(report, "RECORDS", tmp_path)
     assert report.peers_table() == report.not_yet("speed.py", "measured")
     stored = {"fingerprint": fingerprint(), "machine": "m", "ours": {"quick": 9.96}}
     peer = {"epoch": 2.5, "epochs": 10, "accuracies": [0.993, 0.995]}
@@ -137,8 +137,8 @@ def test_the_tables_of_times_and_of_the_search(tmp_path, monkeypatch):
         report.SPEED.write_text(json.dumps(stored))
         assert len(found := rows_of(report.peers_table())) == rows
     assert found == []
-    report.SEARCH.write_text('a\tb\n"x|y\t1\n', encoding="utf-8")
-    assert report.search_table() == '|a|b|\n|---|---|\n|"x\\|y|1|'
+    (tmp_path / "search.tsv").write_text('a\tb\n"x|y\t1\n', encoding="utf-8")
+    assert report.stored_table("search") == '|a|b|\n|---|---|\n|"x\\|y|1|'
 
 
 def test_a_record_of_another_run_is_refused():

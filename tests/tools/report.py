@@ -39,7 +39,7 @@ from scipy import stats
 
 PAGES = (REPOSITORY / "README.md", REPOSITORY / "tests" / "README.md")
 SPEED = REPOSITORY / "tests" / "records" / "speed.json"
-SEARCH = REPOSITORY / "tests" / "records" / "search.tsv"
+RECORDS = REPOSITORY / "tests" / "records"
 IMAGES = REPOSITORY / "images"
 STORED_MODEL = DATA.with_name("CODE9.keras")
 SHOWN = {"curves": "curves.png", "wrong": "errors.png"}  # cells, and their figures
@@ -372,14 +372,12 @@ def run_table(record):
     return table(("the stored run", ""), rows)
 
 
-def search_table():
-    """Return the table of the search by which the choices were made."""
-    rows = []
-    if SEARCH.exists():
-        with SEARCH.open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+def stored_table(name):
+    """Return the table of a file of tab-separated values in tests/records."""
+    with (RECORDS / f"{name}.tsv").open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
     rows = [[value.replace("|", r"\|") for value in row] for row in rows]
-    return table(rows[0], rows[1:]) if rows else "The search is not recorded."
+    return table(rows[0], rows[1:])
 
 
 def generated_parts(notebook, records):
@@ -396,7 +394,8 @@ def generated_parts(notebook, records):
         "public": public_table(),
         "peers": peers_table(),
         "run": run_table(record),
-        "search": search_table(),
+        "search": stored_table("search"),
+        "photographs": stored_table("photographs"),
     }
 
 
