@@ -138,3 +138,21 @@ def test_a_folder_that_cannot_be_is_refused(
     with pytest.raises(ValueError, match=f"output_dir = '{name}': .*{message}"):
         run_cell("output", dict(cells, output_dir=name))
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_a_folder_of_somebody_else_is_not_replaced(cells, tmp_path):
+    (tmp_path / "CODE9").mkdir()
+    (tmp_path / "CODE9" / "letter.txt").write_text("kept")
+    cells["output_dir"] = str(tmp_path)
+    with pytest.raises(ValueError, match="CODE9 holds something else"):
+        run_cell("output", cells)
+    assert (tmp_path / "CODE9" / "letter.txt").read_text() == "kept"
+    (tmp_path / "CODE9" / "letter.txt").rename(tmp_path / "CODE9" / "results.json")
+    run_cell("output", cells)  # a run saved earlier is
+
+
+@pytest.mark.parametrize("holdout", [True, "100", 127])
+def test_a_holdout_that_cannot_be_is_refused(holdout, small_data):
+    """With 127 of 640 held out, the last batch of 128 would be a single image."""
+    with pytest.raises(ValueError, match="holdout"):
+        run_cells("rules", data_path=str(small_data), holdout=holdout)
