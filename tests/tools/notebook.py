@@ -81,6 +81,9 @@ class _Bare(ast.NodeTransformer):
     def visit_Expr(self, node):
         return None if isinstance(node.value, ast.Constant) else node
 
+    def visit_Assign(self, node):
+        return None if ast.unparse(node.targets) == "message" else node
+
     def visit_Raise(self, node):
         return ast.Raise()
 
