@@ -15,7 +15,16 @@ import papermill
 import PIL.Image
 import pytest
 import report
-from benchmark import all_runs, find, read_records
+from benchmark import (
+    FRESH_SEEDS,
+    SEEDS,
+    ablation_runs,
+    all_runs,
+    find,
+    frontier_runs,
+    read_records,
+    seed_runs,
+)
 from notebook import DATA, NOTEBOOK, REPOSITORY, find_record, read_notebook
 from report import IMAGES, PAGES, SHOWN, figures, fill, fill_notebook, generated_parts
 
@@ -28,6 +37,14 @@ PARAMETERS = {
     "data_path": ("str", '""'),
     "output_dir": ("str", '""'),
 }
+RUNS = {
+    "seeds": lambda: seed_runs(SEEDS),
+    "fresh seeds": lambda: seed_runs(FRESH_SEEDS),
+    "ablation": ablation_runs,
+    "frontier": frontier_runs,
+}
+# The parts that must be whole; "speed" is the record of speed.py.
+REQUIRED = ["seeds", "fresh seeds"]  # to come: "ablation", "frontier", "speed"
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +182,7 @@ def test_a_number_that_is_changed_by_hand_is_seen(parts):
         fill("<!-- generated: no such part -->\n<!-- end: no such part -->", parts)
 
 
-@pytest.mark.parametrize("name", ["comparison.png", *SHOWN.values()])
+@pytest.mark.parametrize("name", ["comparison.png", "ablation.png", *SHOWN.values()])
 def test_the_images_are_those_of_the_stored_records(name, notebook):
     drawn_by = PIL.Image.open(IMAGES / name).info.get("Software")
     if (
@@ -181,6 +198,17 @@ def test_the_readme_is_short_and_shows_every_image():
     assert len(text.split()) <= 1_000
     shown = {f"images/{path.name}" for path in IMAGES.iterdir()}
     assert set(re.findall(r"!\[[^]]{20,}\]\(([^)]+)\)", text)) == shown
+
+
+@pytest.mark.parametrize("part", REQUIRED)
+def test_the_records_are_whole(part):
+    if part == "speed":
+        timed = json.loads(report.SPEED.read_text(encoding="utf-8"))
+        assert timed["fingerprint"] == report.fingerprint(), "run tests/tools/speed.py"
+        return
+    records, runs = read_records(), RUNS[part]()
+    missing = [run.name for run in runs if find(run, records) is None]
+    assert not missing, f"{part}: {len(missing)} missing, run tests/tools/benchmark.py"
 
 
 def test_every_record_is_of_a_run_that_is_wanted():

@@ -1,12 +1,15 @@
 """What benchmark and report compute, by small records with results found by hand."""
 
 import json
+import math
 
 import benchmark
+import keras
 import nbformat
 import numpy as np
 import pytest
 import report
+import speed
 from benchmark import ABLATION, FOLDS, SEEDS, Run, find
 from notebook import code_that_trains, fingerprint, read_notebook, run_cells
 
@@ -85,6 +88,9 @@ def test_the_table_of_choices_compares_the_same_seed_and_fold():
     ]
     assert table.endswith("98.50 ± 0.71 % of the images held out (n = 2).")
     assert report.choices_table(records[2:]) == report.not_yet()
+    for few in ([], records[:1], records):
+        assert report.plot_ablation(few).startswith(b"\x89PNG")
+    assert report.plot_ablation(records) == report.plot_ablation(records)
 
 
 def test_the_table_and_the_figure_of_other_widths():
@@ -101,7 +107,7 @@ def test_the_table_and_the_figure_of_other_widths():
     assert report.finding(groups).startswith("1 of 16 ")  # one ends at 99.60
     for record in records:
         record["accuracy"] += 0.0001
-    assert report.finding(groups).startswith("Our mean is above all 16 ")
+    assert report.finding(groups).startswith("Our mean is above the 16 ")
     for some in ([], records):
         assert report.plot_comparison(some).startswith(b"\x89PNG")
 
@@ -129,16 +135,30 @@ def test_the_log_and_the_stored_run():
 def test_the_tables_of_times_and_of_the_search(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "SPEED", tmp_path / "speed.json")
     monkeypatch.setattr(report, "RECORDS", tmp_path)
-    assert report.peers_table() == report.not_yet("speed.py", "measured")
-    stored = {"fingerprint": fingerprint(), "machine": "m", "ours": {"quick": 9.96}}
-    peer = {"epoch": 2.5, "epochs": 10, "accuracies": [0.993, 0.995]}
-    for code, rows in ((fingerprint(), 2), ("0", 0)):
-        stored |= {"fingerprint": code, "peers": {"them": peer}}
-        report.SPEED.write_text(json.dumps(stored))
-        assert len(found := rows_of(report.peers_table())) == rows
-    assert found == []
+    assert report.peers_table([]) == report.not_yet("speed.py", "measured")
+    ours = {"epochs": 1, "seconds": 9.96, "settings": "s"}
+    theirs = ours | {"epochs": 10, "seconds": 25, "accuracies": [0.993, 0.995]}
+    timed = {"machine": "m", "load": 0.1, "repeats": 2}
+    timed |= {"timed": {"quick": ours, "them": theirs}}
+    report.SPEED.write_text(json.dumps(timed | {"fingerprint": "0"}))
+    assert report.peers_table([]) == report.not_yet("speed.py", "measured")
+    report.SPEED.write_text(json.dumps(timed | {"fingerprint": fingerprint()}))
+    text = report.peers_table([record_of(Run("quick", "quick", 0), 0.994)])
+    assert rows_of(text) == [
+        ["quick", "1", "10.0", "10.0", "99.40 (n = 1)", "s"],
+        ["them", "10", "25.0", "2.5", "99.40 ± 0.14 (n = 2)", "s"],
+    ]
     (tmp_path / "search.tsv").write_text('a\tb\n"x|y\t1\n', encoding="utf-8")
     assert report.stored_table("search") == '|a|b|\n|---|---|\n|"x\\|y|1|'
+
+
+def test_the_public_networks_have_the_published_numbers_of_parameters():
+    eip4, eva4 = (
+        keras.Sequential([keras.Input((28, 28, 1)), *build(100)[0]])
+        for build, _, _ in speed.PEERS.values()
+    )
+    assert eip4.count_params() == 13_050
+    assert sum(math.prod(v.shape) for v in eva4.trainable_variables) == 8_464
 
 
 def test_a_record_of_another_run_is_refused():

@@ -36,7 +36,7 @@ DECAY = "schedules.PolynomialDecay(learning_rate, steps, 0.0)"
 TO_ADAM = {
     MUON: "return keras.optimizers.Adam(",
     "        momentum=0.9,\n": "",
-    "        rms_rate=None,  # Muon's steps are not scaled\n": "",
+    "        rms_rate=None,  # singular values stay near 1\n": "",
     "        adam_lr_ratio=0.2,\n": "",
     "adam_beta_1=": "beta_1=",
     "adam_beta_2=": "beta_2=",

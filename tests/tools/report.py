@@ -15,6 +15,7 @@ import functools
 import io
 import json
 import re
+import textwrap
 
 import benchmark
 import matplotlib
@@ -74,16 +75,12 @@ that start from new weights with fewer than 15,000 parameters. Of these, 231 end
 99.40 % or more and one at 99.60 %; the median is 99.31 %. None is a mean over seeds."""
 # The labels of the figure, and where they go; ours have a marker, too.
 LABELS = {
-    "abdksyed": (-6, 7, "right"),
-    "sherry-ml": (-6, 2, "right"),
-    "gantir": (0, -14, "center"),
-    "Madhur-1": (9, -12, "left"),
-    "ruslangrimov": (7, -3, "left"),
-    "JoshWarn": (7, -3, "left"),
-    "Matuzas77": (-7, 7, "right"),
-    "tuomaso": (8, -4, "left"),
+    "ruslangrimov": (8, -4, "left"),
+    "JoshWarn": (-8, -4, "right"),
+    "Matuzas77": (-9, -4, "right"),
+    "tuomaso": (9, -4, "left"),
     "assignment": (9, 6, "left"),
-    "compact": (9, -14, "left"),
+    "compact": (-9, 5, "right"),
     "quick": (9, -14, "left"),
 }
 MARKERS = {"assignment": "o", "compact": "s", "quick": "D"}
@@ -158,13 +155,18 @@ def spread(summary):
     return f"{100 * summary['mean']:.2f} ± {100 * summary['deviation']:.2f}"
 
 
+def interval(values):
+    """Return the mean and half of its 95 % interval (Student's t), infinite for one."""
+    if len(values) == 1:
+        return values[0], float("inf")
+    error = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
+    return float(np.mean(values)), float(error)
+
+
 def effect(values, digits):
     """Return the mean of differences ± half its 95 % interval, bold if not zero."""
-    mean, n = float(np.mean(values)), len(values)
-    if n == 1:
-        return f"{mean:+.{digits}f}"
-    error = float(stats.sem(values) * stats.t.ppf(0.975, n - 1))
-    text = f"{mean:+.{digits}f} ± {error:.{digits}f}"
+    mean, error = interval(values)
+    text = f"{mean:+.{digits}f} ± {error:.{digits}f}".removesuffix(" ± inf")
     return f"**{text}**" if abs(mean) > error else text
 
 
@@ -191,7 +193,8 @@ def differences(records):
 
     That is, by name, a pair of lists: the changes of accuracy in points and of the
     loss, with one value for each seed and fold that the unchanged recipe was trained
-    with, too. Losses are compared only where both learned the same labels.
+    with, too. Losses are compared only where both learned the same labels. The plain
+    baseline comes first, then the worst.
     """
     base, changes = {}, {}
     for run in benchmark.ablation_runs():
@@ -204,14 +207,14 @@ def differences(records):
             points.append(100 * (both[0]["accuracy"] - both[1]["accuracy"]))
             if len({r["settings"]["label_smoothing"] for r in both}) == 1:
                 losses.append(both[0]["loss"] - both[1]["loss"])
-    return changes, list(base.values())
+    order = sorted(changes, key=lambda n: (n != PLAIN, np.mean(changes[n][0])))
+    return {name: changes[name] for name in order}, list(base.values())
 
 
 def choices_table(records):
-    """Return the table of what each choice brings, the plain baseline first."""
+    """Return the table of what each choice brings."""
     (changes, base), rows = differences(records), []
-    for name in sorted(changes, key=lambda n: (n != PLAIN, np.mean(changes[n][0]))):
-        points, losses = changes[name]
+    for name, (points, losses) in changes.items():
         loss = effect(losses, 4) if losses else ""
         rows.append((name, effect(points, 3), loss, len(points)))
     text = table(("one change of `assignment`", ">points", ">loss", ">n"), rows)
@@ -243,7 +246,7 @@ def rules_table(record, records):
         ("parameters", "< 15,000", f"{model.count_params():,}"),
         ("epochs", "≤ 20", settings_of("assignment")["epochs"]),
         ("dense layers", "none", dense or "none"),
-        ("biases, batch norm's beta included", "none", biases or "none"),
+        ("trained biases, batch norm's beta included", "none", biases or "none"),
     ]
     return table(("rule", "required", "reached"), rows)
 
@@ -340,17 +343,22 @@ def public_table():
     return f"{table(head, rows)}\n\n{SCAN}"
 
 
-def peers_table():
+def peers_table(records):
     """Return the times of the recipes and of the public nets that speed.py stored."""
-    record = json.loads(SPEED.read_text("utf-8")) if SPEED.exists() else {}
-    if record.get("fingerprint") != fingerprint():
+    stored = json.loads(SPEED.read_text("utf-8")) if SPEED.exists() else {}
+    if stored.get("fingerprint") != fingerprint():
         return not_yet("speed.py", "measured")
-    rows = [(f"`{name}`", "", f"{s:.1f}", "") for name, s in record["ours"].items()]
-    for name, peer in record["peers"].items():
-        seconds, ends = peer["epoch"] * peer["epochs"], peer["accuracies"]
-        shown = f"{spread(summarize(ends))} (n = {len(ends)})"
-        rows.append((name, peer["epochs"], f"{seconds:.1f}", shown))
-    return table((record["machine"], ">epochs", ">seconds", ">ends at, %"), rows)
+    groups, rows = by_recipe(SEEDS, records), []
+    for name, t in stored["timed"].items():
+        ours = [record["accuracy"] for record in groups.get(name, ())]
+        ends = t.get("accuracies", ours)
+        reached = f"{spread(summarize(ends))} (n = {len(ends)})" if ends else ""
+        seconds = f"{t['seconds']:.1f}", f"{t['seconds'] / t['epochs']:.1f}"
+        rows.append((name, t["epochs"], *seconds, reached, t["settings"]))
+    head = ("training", ">epochs", ">seconds", ">an epoch", ">ends at, %", "settings")
+    about = f"Medians of {stored['repeats']} trainings; load average at the start"
+    about += f" {stored['load']:.1f}. {stored['machine']}."
+    return f"{table(head, rows)}\n\n{about}"
 
 
 def run_table(record):
@@ -392,9 +400,8 @@ def generated_parts(notebook, records):
         "seeds": seeds_table(records),
         "frontier": frontier_table(records),
         "public": public_table(),
-        "peers": peers_table(),
+        "peers": peers_table(records),
         "run": run_table(record),
-        "search": stored_table("search"),
         "photographs": stored_table("photographs"),
     }
 
@@ -424,7 +431,7 @@ def finding(groups):
     above = sum(row[5] >= mean for row in small)
     if above:
         return f"{above} of {len(small)} small public networks end at our mean or above"
-    return f"Our mean is above all {len(small)} public results below 15,000 parameters"
+    return f"Our mean is above the {len(small)} small public networks shown"
 
 
 def plot_comparison(records):
@@ -472,11 +479,40 @@ def plot_comparison(records):
     axis.annotate("required: 99.4 %", (1.8e6, 100 * REQUIRED), **where)
     axis.axvline(15_000, linestyle=":", color="black", linewidth=1)
     axis.annotate("limit: 15,000", (15_000, 99.77), xytext=(4, 0), **spot)
-    axis.legend(loc="center right", bbox_to_anchor=(1, 0.36), fontsize=10)
-    axis.set(xscale="log", xlim=(400, 2e6))
-    axis.set_xlabel("parameters", fontsize=11)
+    axis.set_ylim(bottom=min(98.5, axis.get_ylim()[0]))  # room for the legend
+    axis.legend(loc="lower right", fontsize=10)
+    axis.set(xscale="log", xlim=(250, 2e6))
+    axis.set_xlabel("parameters (of most public ones, trainable only)", fontsize=11)
     axis.set_ylabel("test accuracy after the last epoch (%)", fontsize=11)
     axis.set_title(finding(groups), fontsize=12)
+    return as_png(figure)
+
+
+def plot_ablation(records):
+    """Return a PNG of the changes: a dot for each pair, means, and 95 % intervals."""
+    plt.rcdefaults()
+    figure, axis = plt.subplots(figsize=(8, 5.6), layout="constrained")
+    changes, beyond = differences(records)[0], 0
+    for place, (points, _) in enumerate(changes.values()):
+        mean, half = interval(points)
+        beyond += abs(mean) > half
+        axis.plot(points, [place + 0.3] * len(points), ".", color="gray")
+        error = half if len(points) > 1 else None
+        axis.errorbar(mean, place, xerr=error, fmt="D", color="tab:blue", capsize=4)
+    axis.set_yticks(range(len(changes)), [textwrap.fill(name, 36) for name in changes])
+    axis.invert_yaxis()
+    axis.axvline(0, color="black", linewidth=1)
+    meaning = "mean of the pairs with its 95 % interval; dots: pairs of seed and fold"
+    axis.set_xlabel(f"change of hold-out accuracy (percentage points)\n{meaning}")
+    title = (
+        f"{beyond} of {len(changes)} changes have a 95 % interval that excludes zero"
+    )
+    axis.set_title(title if changes else not_yet(), fontsize=12)
+    return as_png(figure)
+
+
+def as_png(figure):
+    """Return the figure as a PNG that names what drew it, and close the figure."""
     buffer = io.BytesIO()
     drawn_by = {"Software": f"matplotlib {matplotlib.__version__}"}
     figure.savefig(buffer, dpi=110, facecolor="white", metadata=drawn_by)
@@ -487,6 +523,7 @@ def plot_comparison(records):
 def figures(notebook, records):
     """Return the PNGs that the README shows, by file name."""
     drawn = {"comparison.png": plot_comparison(records)}
+    drawn["ablation.png"] = plot_ablation(records)
     for cell, name in SHOWN.items() if stored_run(notebook) else ():
         data = outputs_of(notebook, cell)[0]["data"]
         drawn[name] = base64.b64decode(data["image/png"])
