@@ -208,7 +208,7 @@ def code_with(old, new):
     ("Return the images, each changed", "Each changed"),
     ("give a number from 0 to", "take one from 0 to"),
     ("End on GlobalAveragePooling2D:", "End on pooling:"),
-    ("How much does one run prove?", "And another run?"),
+    ("repeats the last line of the log", "is the last line"),
     ("figsize=(7, 4)", "figsize=(8, 5)"),
     ("wrong[:60]", "wrong[:50]"),
 ])  # fmt: skip
