@@ -449,7 +449,7 @@ def plot_comparison(records):
         s = accuracies_of(group)
         mean, deviation = 100 * s["mean"], 100 * (s["deviation"] or 0)
         size = group[0]["parameters"]
-        dots.append((name, size, mean, deviation, MARKERS[name], "tab:blue"))
+        dots.append((name, size, mean, deviation, MARKERS.get(name, "o"), "tab:blue"))
     for name, size, mean, deviation, marker, color in dots:
         axis.errorbar(
             size, mean, deviation or None, None, marker, color=color, capsize=3
