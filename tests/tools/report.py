@@ -1,7 +1,7 @@
 """Writes the tables and figures of README, tests/README and notebook from the records.
 
 What is generated stands between the markers <!-- generated: NAME --> and
-<!-- end: NAME -->. Of our own results nothing is typed; PUBLIC holds what others
+<!-- end: NAME -->. Of our own results nothing is typed; public.tsv holds what others
 published. A test fails if the pages differ from what this program would write. Records
 of other code or settings do not count, and what is not measured yet is left out. With
 --run the notebook is run first, and its outputs and its network are stored.
@@ -46,29 +46,6 @@ STORED_MODEL = DATA.with_name("CODE9.keras")
 SHOWN = {"curves": "curves.png", "wrong": "errors.png"}  # cells, and their figures
 REQUIRED = 0.994
 PLAIN = next(name for name in benchmark.ABLATION if name.startswith("plain"))
-# What others published on GitHub, as their own logs show it: repository, which of its
-# networks, parameters (T: trainable ones only), epochs, accuracy after the last epoch
-# in per cent, its deviation, and the number of runs.
-PUBLIC = (
-    ("sagarigrandhi/EVA4", "S5/Assignment_5_F7", 9_994, "T", 15, 99.60, 0, 1),
-    ("abdksyed/EVA4", "S5, iteration 5", 8_464, "T", 15, 99.58, 0, 1),
-    ("baronrogers5/eip4", "week2/CODE9", 13_050, "", 20, 99.57, 0, 1),
-    ("m-shilpa/EVA4", "Session 5, Code 5-Final v1", 9_844, "T", 15, 99.57, 0, 1),
-    ("EVA6-Group-15/MNIST_99_4", "", 9_320, "T", 19, 99.57, 0, 1),
-    ("amitkml/ERA-V1", "Session6/MNIST_Norm_Reg_v1", 7_704, "T", 20, 99.55, 0, 1),
-    ("BirenderPanwar/TSAI_EIP4_Phase1", "", 12_328, "", 20, 99.54, 0, 1),
-    ("sherry-ml/EVA7", "S6", 5_688, "", 20, 99.49, 0, 1),
-    ("gantir/eip4", "", 10_708, "", 20, 99.45, 0, 1),
-    ("Shwethaamrutha/TSAI-S6", "", 6_198, "T", 15, 99.44, 0, 1),
-    ("sudhakarmlal/TSAI-ERA-V1", "S7M11", 6_254, "T", 14, 99.43, 0, 1),
-    ("namanphy/EVA5", "S5, iteration 6", 6_398, "T", 15, 99.42, 0, 1),
-    ("Madhur-1/ERA-v1", "S7/Net6", 5_196, "T", 15, 99.40, 0, 1),
-    ("sudhakarmlal/TSAI-ERA-V1", "S7M13", 5_854, "T", 14, 99.35, 0, 1),
-    ("ruslangrimov/mnist-minimal-model", "", 1_936, "", 75, 99.10, 0, 1),
-    ("JoshWarn/Parameter-Efficient-MNIST", "best of 700", 697, "", 2_000, 99.03, 0, 1),
-    ("Matuzas77/MNIST-0.17", "", 1_190_000, "", 20, 99.748, 0.028, 20),
-    ("tuomaso/train_mnist_fast", "", 215_194, "", 1, 99.04, 0.066, 30),
-)
 SCAN = """\
 In 141 public repositories, some of them copies, there are 774 runs of 10 to 20 epochs
 that start from new weights with fewer than 15,000 parameters. Of these, 231 end at
@@ -332,13 +309,26 @@ def frontier_table(records):
     return table((">parameters", "filters", ">n", ">mean, %", ">worst"), rows)
 
 
+def public_networks():
+    """Return what others published, as their own logs show it, with numbers as such."""
+    rows = tab_separated("public")
+    for row in rows:
+        row |= {key: int(row[key]) for key in ("parameters", "epochs", "runs")}
+        row |= {key: float(row[key]) for key in ("accuracy", "deviation")}
+    return rows
+
+
 def public_table():
-    """Return the table of what others published."""
+    """Return the table of what others published on GitHub."""
     rows = []
-    for who, which, size, kind, epochs, accuracy, deviation, n in PUBLIC:
-        shown = f"{accuracy:.2f}" + (f" ± {deviation:.2f}" if n > 1 else "")
-        link = f"[{who}](https://github.com/{who})" + (which and f", {which}")
-        rows.append((link, f"{size:,}{kind}", f"{epochs:,}", shown, n))
+    for row in public_networks():
+        shown = f"{row['accuracy']:.2f}"
+        if row["runs"] > 1:
+            shown += f" ± {row['deviation']:.2f}"
+        link = f"[{row['who']}](https://github.com/{row['who']})"
+        link += row["network"] and f", {row['network']}"
+        size = f"{row['parameters']:,}{'T' * (row['counted'] == 'trainable')}"
+        rows.append((link, size, f"{row['epochs']:,}", shown, row["runs"]))
     head = ("who", ">parameters", ">epochs", ">accuracy, %", ">runs")
     return f"{table(head, rows)}\n\n{SCAN}"
 
@@ -361,31 +351,17 @@ def peers_table(records):
     return f"{table(head, rows)}\n\n{about}"
 
 
-def run_table(record):
-    """Return the table of what the stored run was."""
-    if not record:
-        return not_yet("report.py --run", "run")
-    n, settings = record["evaluation_images"], record["settings"]
-    right = round(record["accuracy"] * n)
-    interval = stats.binomtest(right, n).proportion_ci(method="wilson")
-    bounds = f"{100 * interval.low:.2f} to {100 * interval.high:.2f} %"
-    rows = [
-        ("recipe, seed", f"`{settings['recipe']}`, {settings['seed']}"),
-        ("accuracy after the last epoch", f"{100 * record['accuracy']:.2f} %"),
-        ("95 % interval of this one run (Wilson)", bounds),
-        ("training", f"{record['training_seconds']:.0f} s on {record['device']}"),
-        ("versions", ", ".join(f"{k} {v}" for k, v in record["versions"].items())),
-        ("code", f"fingerprint `{fingerprint()}`"),
-    ]
-    return table(("the stored run", ""), rows)
-
-
-def stored_table(name):
-    """Return the table of a file of tab-separated values in tests/records."""
+def tab_separated(name):
+    """Return the rows of a file of tab-separated values in tests/records, as dicts."""
     with (RECORDS / f"{name}.tsv").open(encoding="utf-8", newline="") as lines:
-        rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-    rows = [[value.replace("|", r"\|") for value in row] for row in rows]
-    return table(rows[0], rows[1:])
+        return list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def photographs_table():
+    """Return the table of how well photographs are read."""
+    rows = [row.values() for row in tab_separated("photographs")]
+    head = tab_separated("photographs")[0]
+    return table([name if name == "picture" else f">{name}" for name in head], rows)
 
 
 def generated_parts(notebook, records):
@@ -401,8 +377,7 @@ def generated_parts(notebook, records):
         "frontier": frontier_table(records),
         "public": public_table(),
         "peers": peers_table(records),
-        "run": run_table(record),
-        "photographs": stored_table("photographs"),
+        "photographs": photographs_table(),
     }
 
 
@@ -424,11 +399,11 @@ def fill_notebook(notebook, parts):
 
 def finding(groups):
     """Return what the figure of the comparison shows, in words."""
-    small = [row for row in PUBLIC if row[2] < 15_000]
+    small = [row for row in public_networks() if row["parameters"] < 15_000]
     if not (group := groups.get("assignment")):
         return f"{len(small)} public networks have fewer than 15,000 parameters"
     mean = round(100 * accuracies_of(group)["mean"], 2)
-    above = sum(row[5] >= mean for row in small)
+    above = sum(row["accuracy"] >= mean for row in small)
     if above:
         return f"{above} of {len(small)} small public networks end at our mean or above"
     return f"Our mean is above the {len(small)} small public networks shown"
@@ -440,10 +415,11 @@ def plot_comparison(records):
     figure, axis = plt.subplots(figsize=(8, 5.6), layout="constrained")
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
     spot = {"textcoords": "offset points", "fontsize": 10, "bbox": box}
-    dots = [
-        (who.split("/")[0], size, accuracy, deviation, "+" if n == 1 else "x", "gray")
-        for who, _, size, _, _, accuracy, deviation, n in PUBLIC
-    ]
+    dots = []
+    for row in public_networks():
+        name, marker = row["who"].split("/")[0], "+" if row["runs"] == 1 else "x"
+        numbers = row["parameters"], row["accuracy"], row["deviation"]
+        dots.append((name, *numbers, marker, "gray"))
     groups = by_recipe(SEEDS, records)
     for name, group in groups.items():
         s = accuracies_of(group)
