@@ -11,7 +11,13 @@ import pytest
 import report
 import speed
 from benchmark import ABLATION, FOLDS, SEEDS, Run, find
-from notebook import code_that_trains, fingerprint, read_notebook, run_cells
+from notebook import (
+    code_that_trains,
+    fingerprint,
+    read_notebook,
+    recipes,
+    run_cells,
+)
 
 
 def record_of(run, accuracy, loss=0.5, parameters=14_720):
@@ -169,14 +175,14 @@ def test_a_record_of_another_run_is_refused():
 def test_the_store_is_json_lines_that_are_appended(tmp_path, monkeypatch):
     store, runs = (
         tmp_path / "store.jsonl",
-        [Run(name, name, 0) for name in report.recipes()],
+        [Run(name, name, 0) for name in recipes()],
     )
     monkeypatch.setattr(benchmark, "STORE", store)
     assert benchmark.read_records() == []
     for run in runs:
         with store.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(record_of(run, 0.99)) + "\n")
-    assert [record["name"] for record in benchmark.read_records()] == report.recipes()
+    assert [record["name"] for record in benchmark.read_records()] == recipes()
     monkeypatch.setattr(benchmark, "all_runs", lambda: runs)
     monkeypatch.setattr("sys.argv", ["benchmark.py"])
     before = store.read_bytes()

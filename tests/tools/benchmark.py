@@ -91,6 +91,8 @@ ABLATION = {
         },
     ),
 }
+# A recipe of more epochs: its name, the recipe, and the settings that are replaced.
+LONGER = {"quick, 2 epochs": ("quick", {"epochs": 2})}
 # Widths of the recipe "assignment" for about so many parameters.
 FRONTIER = {
     700: [5, 8, 9, 9, 10],
@@ -164,8 +166,13 @@ def frontier_runs():
 
 
 def seed_runs(seeds):
-    """Return the runs of the recipes as they are, on the test images."""
-    return [Run(recipe, recipe, seed) for seed in seeds for recipe in recipes()]
+    """Return the runs of the recipes as they are, and of LONGER, on the test images."""
+    named = {name: (name, {}) for name in recipes()} | LONGER
+    return [
+        Run(name, recipe, seed, overrides)
+        for seed in seeds
+        for name, (recipe, overrides) in named.items()
+    ]
 
 
 def ablation_runs():
