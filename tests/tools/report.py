@@ -140,11 +140,17 @@ def interval(values):
     return float(np.mean(values)), float(error)
 
 
+def is_told(values):
+    """Tell whether the interval excludes zero; two values can be equal by chance."""
+    mean, error = interval(values)
+    return len(values) > 2 and abs(mean) > error
+
+
 def effect(values, digits):
     """Return the mean of differences ± half its 95 % interval, bold if not zero."""
     mean, error = interval(values)
     text = f"{mean:+.{digits}f} ± {error:.{digits}f}".removesuffix(" ± inf")
-    return f"**{text}**" if abs(mean) > error else text
+    return f"**{text}**" if is_told(values) else text
 
 
 def found(runs, records):
@@ -472,7 +478,7 @@ def plot_ablation(records):
     changes, beyond = differences(records)[0], 0
     for place, (points, _) in enumerate(changes.values()):
         mean, half = interval(points)
-        beyond += abs(mean) > half
+        beyond += is_told(points)
         axis.plot(points, [place + 0.3] * len(points), ".", color="gray")
         error = half if len(points) > 1 else None
         axis.errorbar(mean, place, xerr=error, fmt="D", color="tab:blue", capsize=4)
