@@ -25,11 +25,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
+from benchmark import LONGER
 from keras import layers
 from notebook import DATA, REPOSITORY, fingerprint, run_notebook, write_whole
 
 STORE = REPOSITORY / "tests" / "records" / "speed.json"
-OURS = ("quick", "assignment")
+OURS = {"quick": ("quick", {})} | LONGER | {"assignment": ("assignment", {})}
 # Threads an operation (0: TensorFlow's choice), steps an execution, type of the images.
 CHOICES = ((0, 1, 2), (1, 20), ("float32", "uint8"))
 
@@ -132,9 +133,10 @@ def time_peer(name, repeats, path, epochs, choices):
     }
 
 
-def time_recipe(recipe, repeats, path, epochs):
+def time_recipe(recipe, overrides, repeats, path, epochs):
     """Return how long whole trainings of a recipe take, by the median."""
-    given = {"recipe": recipe, "data_path": str(path), "epochs": epochs}
+    given = {"recipe": recipe, "overrides": overrides, "epochs": epochs}
+    given |= {"data_path": str(path)}
     with tempfile.TemporaryDirectory() as folder:
         runs = [
             run_notebook(Path(folder) / "run.ipynb", given | {"seed": seed})
@@ -156,7 +158,7 @@ def machine():
 def measure(repeats, path=DATA, epochs=0, choices=CHOICES):
     """Return the record of all times; other data and few epochs are for trying it."""
     record = {"machine": machine(), "load": os.getloadavg()[0], "repeats": repeats}
-    timed = {name: time_recipe(name, repeats, path, epochs) for name in OURS}
+    timed = {n: time_recipe(*ours, repeats, path, epochs) for n, ours in OURS.items()}
     for name, (_, _, usual) in PEERS.items():
         timed[name] = time_peer(name, repeats, path, epochs or usual, choices)
     return record | {"fingerprint": fingerprint(), "timed": timed}
