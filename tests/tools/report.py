@@ -56,7 +56,7 @@ LABELS = {
     "Matuzas77": (-9, -4, "right"),
     "tuomaso": (9, -4, "left"),
     "assignment": (9, 6, "left"),
-    "compact": (-9, 5, "right"),
+    "compact": (-9, 8, "right"),
     "quick, 2 epochs": (9, 2, "left"),
     "quick": (9, -14, "left"),
 }
