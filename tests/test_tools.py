@@ -60,8 +60,8 @@ def test_the_table_of_seeds():
     runs = [Run("assignment", "assignment", seed) for seed in (0, 1, 20)]
     records = [record_of(run, 0.9935 + 0.001 * i) for i, run in enumerate(runs)]
     assert rows_of(report.seeds_table(records)) == [
-        ["`assignment`", "14,720", "20", "2", "99.40 ± 0.07", "99.35", "1 of 2"],
-        ["`assignment`, fresh seeds", "14,720", "20", "1", "99.55", "99.55", "1 of 1"],
+        ["`assignment`", "14,720", "20", "2", "99.400 ± 0.071", "99.35", "1 of 2"],
+        ["`assignment`, fresh seeds", "14,720", "20", "1", "99.550", "99.55", "1 of 1"],
     ]
     others = [record | {"fingerprint": "0"} for record in records]
     assert report.seeds_table(others) == report.not_yet()
@@ -110,6 +110,7 @@ def test_the_table_and_the_figure_of_other_widths():
         ["702", "`[5, 8, 9, 9, 10]`", "2", "99.05 ± 0.07", "99.00"],
         ["14,720", "`[16, 32, 56, 72, 72]`", "1", "99.60", "99.60"],  # seed 9 is not in
     ]
+    assert report.frontier_table(records[2:]) == report.not_yet()
     groups = report.by_recipe(SEEDS, records)
     assert report.finding(groups).startswith("1 of 16 ")  # one ends at 99.60
     for record in records:

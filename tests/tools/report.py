@@ -125,11 +125,12 @@ def summarize(accuracies):
     }
 
 
-def spread(summary):
+def spread(summary, digits=2):
     """Return mean and deviation in per cent, as text."""
+    text = f"{100 * summary['mean']:.{digits}f}"
     if summary["deviation"] is None:
-        return f"{100 * summary['mean']:.2f}"
-    return f"{100 * summary['mean']:.2f} ± {100 * summary['deviation']:.2f}"
+        return text
+    return f"{text} ± {100 * summary['deviation']:.{digits}f}"
 
 
 def interval(values):
@@ -284,7 +285,7 @@ def seeds_table(records):
         for seeds, which in ((SEEDS, ""), (FRESH_SEEDS, ", fresh seeds")):
             if group := by_recipe(seeds, records).get(name):
                 s, first = accuracies_of(group), group[0]
-                mean, worst = spread(s), f"{100 * s['worst']:.2f}"
+                mean, worst = spread(s, 3), f"{100 * s['worst']:.2f}"
                 size, epochs = f"{first['parameters']:,}", first["settings"]["epochs"]
                 reached = f"{s['reached']} of {s['n']}"
                 recipe = first["settings"]["recipe"]
@@ -313,7 +314,8 @@ def frontier_table(records):
         (f"{size:,}", f"`{filters}`", s["n"], spread(s), f"{100 * s['worst']:.2f}")
         for size, filters, s in frontier(records)
     ]
-    return table((">parameters", "filters", ">n", ">mean, %", ">worst"), rows)
+    head = (">parameters", "filters", ">n", ">mean, %", ">worst")
+    return table(head, rows if len(rows) > 1 else [])  # one is the recipe itself
 
 
 def public_networks():
