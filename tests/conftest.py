@@ -11,7 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import pytest
-from notebook import DATA, REPOSITORY, run_notebook
+from notebook import DATA, REPOSITORY, run_cells, run_notebook
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +48,18 @@ def small_run(small_data, tmp_path_factory):
     }
     record = run_notebook(folder / "run.ipynb", parameters)
     return record, folder / "run.ipynb", folder / "output"
+
+
+@pytest.fixture(scope="session")
+def first(small_data):
+    """The namespace of a training with seed 0, which no test may change."""
+    return run_cells("train", data_path=str(small_data), epochs=2)
+
+
+@pytest.fixture
+def cells(first):
+    """A namespace to go on from."""
+    return first | {"record": dict(first["record"])}
 
 
 @pytest.fixture(autouse=True)

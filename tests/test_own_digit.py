@@ -17,21 +17,11 @@ NONE_FOUND = "No single digit is found: write one, large, on plain paper"
 
 @pytest.fixture(scope="module")
 def cells(mnist):
-    """The section's functions, the stored net, and the function ask(photograph)."""
-    space = {"valid_images": mnist["x_test"]}
-    space |= {"model": keras.saving.load_model(DATA.with_name("CODE9.keras"))}
+    """The section's functions, the stored net, and an image to fall back on."""
+    model = keras.saving.load_model(DATA.with_name("CODE9.keras"))
+    space = {"valid_images": mnist["x_test"], "model": model}
     for identifier in ("setup", "show", "ink", "read"):
         run_cell(identifier, space)
-    (cell,) = (cell for cell in read_notebook().cells if cell.id == "own")
-    assert cell.source.startswith('photograph = ""')
-    space["show"] = lambda figure, name, alt: None
-
-    def ask(photograph):
-        """Run the own cell; return its answer and the axes of its figure."""
-        exec(cell.source.replace('""', repr(photograph), 1), space)
-        return space["answer"], space["axes"]
-
-    space["ask"] = ask
     return space
 
 
@@ -164,14 +154,10 @@ def test_the_format_does_not_matter(name, cells, mnist):
     assert np.abs(np.array(ndimage.center_of_mass(digit)) - 13.5).max() <= 0.6
 
 
-EMPTY = [
-    *(np.full(PAGE, gray) for gray in (0, 0.5, 1)),
-    RULED,
-    SQUARED,
-    np.ones((1, 1)),
-]
+EMPTY = [np.full(PAGE, gray) for gray in (0, 0.5, 1)]
+EMPTY += [RULED, SQUARED, np.ones((1, 1)), np.full((3, 4000), 0.5)]
 EMPTY += [np.pad(np.full((99, 40), 0.87), 99, constant_values=0.9)]  # a pale stain
-EMPTY += [np.full((3, 4000), 0.5), np.random.default_rng(0).uniform(0, 1, PAGE)]
+EMPTY += [np.random.default_rng(0).uniform(0, 1, PAGE)]
 BROKEN = {
     "identify": io.BytesIO(b"\0\0\0\x18ftypheic" + bytes(99)),  # an iPhone's HEIC
     "exceeds limit": save(PIL.Image.new("1", (20_000, 12_000))),
@@ -200,17 +186,17 @@ def test_what_is_no_picture_is_refused(reason, cells):
 
 
 def test_the_cell_shows_each_step_and_may_not_be_sure(cells, monkeypatch):
-    answer, axes = cells["ask"]("")
-    titles = [axis.get_title() for axis in axes]
-    assert titles == ["photograph", "ink", "as MNIST", f"probabilities: {answer}"]
-    assert answer == 7
-    assert not any(len(axis.get_xticks()) + len(axis.get_yticks()) for axis in axes[:3])
+    run_cell("own", cells)
+    titles = [axis.get_title() for axis in cells["axes"]]
+    assert titles == ["photograph", "ink", "as MNIST", "probabilities: 7"]
     unsure = SimpleNamespace(predict=lambda digits, verbose: np.zeros((1, 10)))
     monkeypatch.setitem(cells, "model", unsure)
-    assert cells["ask"]("")[0] == "not sure"
+    run_cell("own", cells)
+    assert cells["answer"] == "not sure"
 
 
 def test_a_cancelled_upload_says_so(cells, monkeypatch):
     monkeypatch.setitem(sys.modules, "google.colab.files", SimpleNamespace(upload=dict))
+    edited = read_notebook(edits={'photograph = ""': 'photograph = "upload"'})
     with pytest.raises(ValueError, match=r"saved as JPEG: .*cancelled upload"):
-        cells["ask"]("upload")
+        run_cell("own", cells, edited)

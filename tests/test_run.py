@@ -5,10 +5,8 @@ import importlib.metadata
 import io
 import json
 import os
-import re
 import subprocess
 import sys
-import zipfile
 
 import keras
 import nbformat
@@ -17,7 +15,6 @@ import PIL.Image
 import pytest
 from notebook import (
     DATA,
-    NOTEBOOK,
     REPOSITORY,
     find_record,
     read_notebook,
@@ -26,7 +23,6 @@ from notebook import (
     run_notebook,
 )
 
-PICTURES = ("digits", "augmented")
 AGAIN = ("model", "rules", "augment", "optimizer", "learner", "compile", "training")
 
 
@@ -38,8 +34,7 @@ def same(left, right):
 
 def trained(path, **parameters):
     """Return the cells' namespace after two epochs on the npz at the path."""
-    parameters = {"epochs": 2} | parameters
-    return run_cells("train", skip=PICTURES, data_path=str(path), **parameters)
+    return run_cells("train", data_path=str(path), **({"epochs": 2} | parameters))
 
 
 def files_in(folder):
@@ -54,36 +49,8 @@ def accuracy_of(network, images, labels):
     return (logits.argmax(axis=1) == labels).mean()
 
 
-@pytest.fixture(scope="module")
-def first(small_data):
-    """The namespace of a training with seed 0, which no test may change."""
-    return trained(small_data)
-
-
-@pytest.fixture
-def cells(first):
-    """A namespace to go on from."""
-    return first | {"record": dict(first["record"])}
-
-
-@pytest.fixture(scope="module")
-def saved_twice(first, tmp_path_factory):
-    """The namespace of a run that was saved, trained anew with seed 1, and saved."""
-    folder = tmp_path_factory.mktemp("saved")
-    cells = first | {"record": dict(first["record"]), "folder": folder}
-    cells["figures"] = {"errors": b"of seed 0"}
-    run_cell("record", cells)
-    assert (folder / "CODE9" / "errors.png").read_bytes() == b"of seed 0"
-    cells["seed"] = 1
-    for identifier in ("settings", "train", "record"):
-        run_cell(identifier, cells)
-    return cells
-
-
-@pytest.mark.parametrize("again", [(), ("settings", *AGAIN)], ids=("train", "all"))
-def test_cells_run_again_are_the_same_run(first, cells, again):
-    for identifier in (*again, "train"):
-        run_cell(identifier, cells)
+def test_cells_run_again_are_the_same_run(first, cells):
+    run_cell("train", cells)
     assert cells["model"] is not first["model"]
     assert same(cells, first)
     history = cells["record"]["history"]
@@ -129,37 +96,31 @@ def test_settings_or_data_of_another_run_are_not_evaluated(cells, cell, changed)
         run_cell("evaluate", cells)
 
 
-def test_a_second_saving_replaces_the_first_as_a_whole(saved_twice, small_arrays):
-    folder = saved_twice["folder"]
-    assert [path.name for path in folder.iterdir()] == ["CODE9"]
-    names = sorted(path.name for path in (folder / "CODE9").iterdir())
-    assert names == ["CODE9.keras", "results.json"]
-    record = json.loads((folder / "CODE9" / "results.json").read_text())
+def test_a_second_saving_replaces_the_first_as_a_whole(first, cells, tmp_path):
+    cells |= {"folder": tmp_path, "figures": {"errors": b"of seed 0"}, "seed": 1}
+    run_cell("record", cells)
+    assert (tmp_path / "CODE9" / "errors.png").read_bytes() == b"of seed 0"
+    for identifier in ("settings", "train", "record"):
+        run_cell(identifier, cells)
+    assert not same(first, cells)  # another seed gives another net
+    assert [path.name for path in tmp_path.iterdir()] == ["CODE9"]
+    names = {path.name for path in (tmp_path / "CODE9").iterdir()}
+    assert names == {"CODE9.keras", "results.json"}
+    record = json.loads((tmp_path / "CODE9" / "results.json").read_text())
     assert record["settings"]["seed"] == 1
-    network = keras.saving.load_model(folder / "CODE9" / "CODE9.keras")
-    accuracy = accuracy_of(network, small_arrays["x_test"], small_arrays["y_test"])
-    assert accuracy == pytest.approx(record["accuracy"])
 
 
-@pytest.mark.parametrize("failing", ["model", "figure"])
-def test_a_failing_saving_leaves_the_earlier_run(cells, failing, tmp_path, monkeypatch):
+def test_a_failing_saving_leaves_the_earlier_run(cells, tmp_path):
     cells |= {"folder": tmp_path, "figures": {"curves": b"of the first run"}}
     run_cell("record", cells)
     before = files_in(tmp_path)
     assert len(before) == 3
     cells["record"]["accuracy"] = 0.0
-    if failing == "figure":
-        cells["figures"] = {"curves": b"of the second run", "errors": None}
-    else:
-        monkeypatch.setattr(keras.Model, "save", lambda *_: 1 / 0)
-    with pytest.raises((TypeError, ZeroDivisionError)):
+    cells["figures"] = {"curves": b"of the second run", "errors": None}
+    with pytest.raises(TypeError):  # when model and record are written already
         run_cell("record", cells)
     assert files_in(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ["CODE9"]
-
-
-def test_another_seed_gives_another_net(first, saved_twice):
-    assert not same(first, saved_twice)
 
 
 def test_a_holdout_never_touches_the_test_images(small_arrays, tmp_path):
@@ -224,60 +185,43 @@ def figures_of(notebook):
     ]
 
 
-def papermill(output, small_data, **environment):
-    """Run one epoch by papermill's command and return the executed notebook."""
-    command = [sys.executable, "-m", "papermill", "--inject-paths"]
-    command += [str(NOTEBOOK), str(output), "-p", "epochs", "1"]
-    environment = os.environ | {name: str(v) for name, v in environment.items()}
-    subprocess.run(
-        [*command, "-p", "data_path", str(small_data)], env=environment, check=True
-    )
-    return nbformat.read(output, as_version=4)
-
-
-def test_settings_of_the_user_change_nothing(small_data, tmp_path):
+def test_settings_of_the_user_change_nothing(first, small_data, tmp_path, monkeypatch):
     """A matplotlibrc that is dark and saves PDFs, and a keras.json of other arrays."""
-    style = tmp_path / "matplotlibrc"
     lines = ["axes.facecolor: black", "figure.facecolor: black", "text.color: white"]
     lines += ["savefig.facecolor: black", "savefig.format: pdf"]
-    style.write_text("\n".join(lines))
+    (tmp_path / "matplotlibrc").write_text("\n".join(lines))
     keras_settings = {"image_data_format": "channels_first", "floatx": "float16"}
     keras_settings |= {"backend": "tensorflow", "epsilon": 1e-7}
     (tmp_path / "keras.json").write_text(json.dumps(keras_settings))
-    notebook = papermill(
-        tmp_path / "run.ipynb", small_data, MATPLOTLIBRC=style, KERAS_HOME=tmp_path
-    )
-    expected = trained(small_data, epochs=1)["record"]["history"]
-    assert find_record(notebook)["history"] == expected
-    outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
-    assert not [out for out in outputs if out.output_type == "error"]
-    figures = figures_of(notebook)
+    monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path))
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    output = tmp_path / "run.ipynb"
+    record = run_notebook(output, {"epochs": 2, "data_path": str(small_data)})
+    assert record["history"] == first["record"]["history"]
+    figures = figures_of(nbformat.read(output, as_version=4))
     assert len(figures) >= 5
     for text, content in figures:
         assert len(text) > 20
-        image = PIL.Image.open(io.BytesIO(content))
-        assert image.format == "PNG"
+        image = PIL.Image.open(io.BytesIO(content)).convert("RGB")
         corners = [(x, y) for x in (0, image.width - 1) for y in (0, image.height - 1)]
-        assert {image.convert("RGB").getpixel(c) for c in corners} == {(255,) * 3}
+        assert {image.getpixel(corner) for corner in corners} == {(255,) * 3}
 
 
-def test_jax_runs_the_same_notebook(small_data, tmp_path):
+def test_jax_runs_the_same_notebook(small_data, tmp_path, monkeypatch):
     pytest.importorskip("jax", reason="jax is not installed: pip install jax")
-    environment = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-    notebook = papermill(tmp_path / "run.ipynb", small_data, **environment)
-    assert "jax" in find_record(notebook)["versions"]
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    parameters = {"epochs": 1, "data_path": str(small_data)}
+    record = run_notebook(tmp_path / "run.ipynb", parameters)
+    assert "jax" in record["versions"]
 
 
 def test_the_script_of_it_trains(small_data, tmp_path):
     """Made by nbconvert of a copy with parameters set by hand, and run by python."""
-    values = {"epochs": 1, "data_path": str(small_data), "output_dir": "results"}
-    notebook = read_notebook()
-    cell = next(cell for cell in notebook.cells if cell.id == "parameters")
-    for name, value in values.items():
-        cell.source = re.sub(
-            rf"(?m)^({name}: \w+) = \S+", rf"\1 = {value!r}", cell.source
-        )
-    nbformat.write(notebook, tmp_path / "CODE9.ipynb")
+    edits = {"epochs: int = 0": "epochs: int = 1"}
+    edits['data_path: str = ""'] = f"data_path: str = {str(small_data)!r}"
+    edits['output_dir: str = ""'] = 'output_dir: str = "results"'
+    nbformat.write(read_notebook(edits=edits), tmp_path / "CODE9.ipynb")
     for command in (["-m", "nbconvert", "--to", "script", "CODE9.ipynb"], ["CODE9.py"]):
         subprocess.run([sys.executable, *command], cwd=tmp_path, check=True)
     results = json.loads((tmp_path / "results" / "CODE9" / "results.json").read_text())
@@ -287,26 +231,18 @@ def test_the_script_of_it_trains(small_data, tmp_path):
 def test_the_main_job_passes_the_assignment(tmp_path):
     """All of it: 20 epochs on the published MNIST, without a screen."""
     record = run_notebook(tmp_path / "run.ipynb", {"data_path": str(DATA)})
-    assert record["evaluated_on"] == "test"
-    assert (record["training_images"], record["evaluation_images"]) == (60_000, 10_000)
-    assert len(record["history"]["loss"]) <= 20
-    assert record["parameters"] < 15_000
-    assert record["accuracy"] >= 0.994
     stored = find_record(read_notebook())
-    assert record["data"] == stored["data"]
+    for key in ("settings", "data", "parameters", "evaluated_on", "training_images"):
+        assert record[key] == stored[key], key
+    assert record["accuracy"] >= 0.994
     assert record["accuracy"] == pytest.approx(stored["accuracy"], abs=0.0015)
 
 
-@pytest.mark.skipif(
-    "CODE9_COLAB" not in os.environ, reason="CODE9_COLAB is not set: any versions do"
-)
-@pytest.mark.parametrize(
-    "package", ["tensorflow", "keras", "numpy", "ipython", "ipykernel"]
-)
-def test_the_versions_are_those_of_colab(package):
-    text = (REPOSITORY / ".github" / "colab.txt").read_text(encoding="utf-8")
-    wanted = re.search(rf"^{package}==(\S+)", text, re.MULTILINE).group(1)
-    assert importlib.metadata.version(package) == wanted
+@pytest.mark.skipif(not os.environ.get("CODE9_COLAB"), reason="CODE9_COLAB is not set")
+def test_the_versions_are_those_of_colab():
+    pins = (REPOSITORY / ".github" / "colab.txt").read_text(encoding="utf-8")
+    for package in ("tensorflow", "keras", "numpy", "ipython", "ipykernel"):
+        assert f"\n{package}=={importlib.metadata.version(package)}\n" in pins, package
 
 
 def test_the_stored_net_is_that_of_the_stored_record(mnist):
@@ -317,6 +253,3 @@ def test_the_stored_net_is_that_of_the_stored_record(mnist):
     right = 10_000 * accuracy_of(network, mnist["x_test"], mnist["y_test"])
     # A digit on the border between two classes may fall either way elsewhere.
     assert abs(right - 10_000 * record["accuracy"]) < 2.5
-    with zipfile.ZipFile(path) as archive:
-        metadata = json.loads(archive.read("metadata.json"))
-    assert metadata["keras_version"] == record["versions"]["keras"]

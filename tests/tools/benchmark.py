@@ -7,21 +7,14 @@ cores, so more jobs than half the cores gain little.
 """
 
 import argparse
-import concurrent.futures
 import json
 import multiprocessing
 import os
 import platform
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
-from notebook import (
-    DATA,
-    REPOSITORY,
-    fingerprint,
-    recipes,
-    run_cells,
-    settings_of,
-)
+from notebook import DATA, REPOSITORY, fingerprint, recipes, run_cells, settings_of
 from tqdm import tqdm
 
 STORE = REPOSITORY / "tests" / "records" / "benchmark.jsonl"
@@ -30,11 +23,8 @@ FRESH_SEEDS = tuple(range(20, 25))  # never used before this edition was settled
 FEW_SEEDS = tuple(range(5))  # of the ablation and the frontier
 FOLDS = (0, 1)  # which 10,000 training images the ablation holds out: the last, ...
 HOLDOUT = 10_000
-MUON = "return Muon("
-SILU = 'layers.Activation("silu")'
-DECAY = "schedules.PolynomialDecay(learning_rate, steps, 0.0)"
 TO_ADAM = {
-    MUON: "return keras.optimizers.Adam(",
+    "return Muon(": "return keras.optimizers.Adam(",
     "        momentum=0.9,\n": "",
     "        rms_rate=None,  # singular values stay near 1\n": "",
     "        adam_lr_ratio=0.2,\n": "",
@@ -46,54 +36,39 @@ CENTER = {
     "normalize(center=False, scale=False)": "normalize(center=True, scale=False)",
     "if len(v.shape) != 4]": 'if len(v.shape) != 4 and v.name != "beta"]',
 }
+AVERAGE = {
+    "adam_lr_ratio=0.2,": "adam_lr_ratio=0.2, use_ema=True,",
+    "validation_batch_size=1_000,": "validation_batch_size=1_000, "
+    "callbacks=[keras.callbacks.SwapEMAWeights()],",
+}
+DECAY = "keras.optimizers.schedules.PolynomialDecay(learning_rate, steps, 0.0)"
+CONSTANT_RATE = {DECAY: "learning_rate"}
+STRENGTH = {"ops.clip((1 - self.step / self.steps) / 0.3, 0.2, 1.0)": "1.0"}
+WHOLE = {"halves = images[:half], images[half:]": "halves = (images,)"}
+RELU = {'layers.Activation("silu")': 'layers.Activation("relu")'}
+NO_SHIFT = {"self.draw(1.0, count, 2, 1)": "self.draw(0.0, count, 2, 1)"}
+NO_TURN = {"rotation": 0.0, "stretch": 0.0}
 # One change each of the recipe "assignment": the settings that are replaced, and the
 # texts of the notebook's code that are.
 ABLATION = {
     "as it is": ({}, {}),
     "plain: Adam, ReLU, constant rate, neither augmentation nor smoothing": (
-        {
-            "learning_rate": 0.003,
-            "rotation": 0.0,
-            "stretch": 0.0,
-            "label_smoothing": 0.0,
-        },
-        TO_ADAM
-        | {
-            SILU: 'layers.Activation("relu")',
-            f"keras.optimizers.{DECAY}": "learning_rate",
-            "self.draw(1.0, count, 2, 1)": "self.draw(0.0, count, 2, 1)",
-        },
+        NO_TURN | {"learning_rate": 0.003, "label_smoothing": 0.0},
+        TO_ADAM | RELU | CONSTANT_RATE | NO_SHIFT,
     ),
-    "no augmentation": (
-        {"rotation": 0.0, "stretch": 0.0},
-        {"self.draw(1.0, count, 2, 1)": "self.draw(0.0, count, 2, 1)"},
-    ),
-    "augmentation at constant strength": (
-        {},
-        {"ops.clip((1 - self.step / self.steps) / 0.3, 0.2, 1.0)": "1.0"},
-    ),
-    "a constant learning rate": ({}, {f"keras.optimizers.{DECAY}": "learning_rate"}),
+    "no augmentation": (NO_TURN, NO_SHIFT),
+    "augmentation at constant strength": ({}, STRENGTH),
+    "a constant learning rate": ({}, CONSTANT_RATE),
     "no label smoothing": ({"label_smoothing": 0.0}, {}),
-    "ReLU instead of SiLU": ({}, {SILU: 'layers.Activation("relu")'}),
+    "ReLU instead of SiLU": ({}, RELU),
     "Adam instead of Muon": ({"learning_rate": 0.02}, TO_ADAM),
     "with batch norm's beta": ({"filters": [16, 32, 56, 72, 71]}, CENTER),
-    "each batch as a whole": (
-        {},
-        {"halves = images[:half], images[half:]": "halves = (images,)"},
-    ),
-    "an exponential moving average of the weights": (
-        {},
-        {
-            "        adam_lr_ratio=0.2,\n": "        adam_lr_ratio=0.2,\n"
-            "        use_ema=True,\n",
-            "validation_batch_size=1_000,": "validation_batch_size=1_000,\n"
-            "        callbacks=[keras.callbacks.SwapEMAWeights()],",
-        },
-    ),
+    "each batch as a whole": ({}, WHOLE),
+    "an exponential moving average of the weights": ({}, AVERAGE),
 }
 # A recipe of more epochs: its name, the recipe, and the settings that are replaced.
 LONGER = {"quick, 2 epochs": ("quick", {"epochs": 2})}
-# Widths of the recipe "assignment" for about so many parameters.
+# Other widths of the recipe "assignment", for about so many parameters.
 FRONTIER = {
     700: [5, 8, 9, 9, 10],
     1_000: [6, 10, 12, 12, 12],
@@ -102,7 +77,6 @@ FRONTIER = {
     3_000: [9, 18, 22, 24, 26],
     5_000: [11, 22, 30, 34, 38],
     9_000: [14, 28, 42, 52, 52],
-    14_720: [16, 32, 56, 72, 72],
 }
 
 
@@ -139,7 +113,6 @@ class Run:
         cells = run_cells(
             "train",
             edits=self.all_edits(),
-            skip=("digits", "augmented"),
             recipe=self.recipe,
             seed=self.seed,
             overrides=self.overrides,
@@ -147,6 +120,7 @@ class Run:
             data_path=str(DATA),
         )
         record = dict(cells["record"])
+        fingerprint.cache_clear()
         if self.key() != key or not key.items() <= (key | record).items():
             raise RuntimeError("CODE9.ipynb was changed in the meantime: run again.")
         record["loss"] = record.pop("history")["val_loss"][-1]
@@ -161,7 +135,6 @@ def frontier_runs():
         Run(f"{size} parameters", "assignment", seed, {"filters": filters})
         for seed in FEW_SEEDS
         for size, filters in FRONTIER.items()
-        if filters != settings_of("assignment")["filters"]
     ]
 
 
@@ -187,28 +160,19 @@ def ablation_runs():
 
 def all_runs():
     """Return every run that the pages speak of, the most important first."""
-    return [
-        *seed_runs(SEEDS),
-        *seed_runs(FRESH_SEEDS),
-        *ablation_runs(),
-        *frontier_runs(),
-    ]
+    return seed_runs(SEEDS + FRESH_SEEDS) + frontier_runs() + ablation_runs()
 
 
-def read_records(path=None):
+def read_records():
     """Return the stored records, oldest first."""
-    path = path or STORE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = STORE.read_text(encoding="utf-8").splitlines() if STORE.exists() else []
     return [json.loads(line) for line in lines]
 
 
 def find(run, records):
     """Return the record of this run by the present code and settings, or None."""
     wanted = {"name": run.name, "fold": run.fold} | run.key()
-    for record in records:
-        if wanted.items() <= record.items():
-            return record
-    return None
+    return next((r for r in records if wanted.items() <= r.items()), None)
 
 
 def main():
@@ -220,14 +184,10 @@ def main():
     missing = [run for run in all_runs() if find(run, stored) is None]
     machine = {"machine": platform.machine(), "cores": os.cpu_count(), "jobs": jobs}
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(
-        jobs, context, max_tasks_per_child=1
-    ) as pool:
+    with ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
         waiting = [pool.submit(run.train) for run in missing]
         try:
-            for done in tqdm(
-                concurrent.futures.as_completed(waiting), total=len(waiting)
-            ):
+            for done in tqdm(as_completed(waiting), total=len(waiting)):
                 with STORE.open("a", encoding="utf-8") as store:
                     store.write(json.dumps(done.result() | machine) + "\n")
         except BaseException:  # what has not begun is left to the next time

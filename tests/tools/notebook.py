@@ -6,7 +6,6 @@ No other code trains our networks; nothing here repeats a part of it.
 import ast
 import functools
 import hashlib
-import os
 from pathlib import Path
 
 import nbformat
@@ -17,12 +16,12 @@ NOTEBOOK = REPOSITORY / "CODE9.ipynb"
 DATA = REPOSITORY / "tests" / "data" / "mnist.npz"
 
 
-def read_notebook(path=NOTEBOOK, edits=()):
+def read_notebook(edits=()):
     """Return the notebook, with the texts of edits, a dict, replaced in its code.
 
     Raises ValueError if a text does not stand in exactly one cell.
     """
-    notebook = nbformat.read(path, as_version=4)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
     for old, new in dict(edits).items():
         cells = [cell for cell in notebook.cells if old in cell.source]
         if len(cells) != 1:
@@ -31,13 +30,13 @@ def read_notebook(path=NOTEBOOK, edits=()):
     return notebook
 
 
-def run_notebook(output, parameters, source=NOTEBOOK, cwd=REPOSITORY, **options):
+def run_notebook(output, parameters):
     """Execute the notebook with papermill into the file output, and return its record.
 
     Raises papermill.PapermillExecutionError if a cell fails.
     """
     executed = papermill.execute_notebook(
-        source, output, parameters, cwd=cwd, progress_bar=False, **options
+        NOTEBOOK, output, parameters, cwd=REPOSITORY, progress_bar=False
     )
     return find_record(executed)
 
@@ -58,11 +57,12 @@ def run_cell(identifier, namespace, notebook=None):
     exec(compile(cell.source, f"cell {identifier}", "exec"), namespace)
 
 
-def run_cells(last, edits=(), skip=(), **parameters):
+def run_cells(last, edits=(), skip=("digits", "augmented"), **parameters):
     """Run the code cells up to the one with the id last, in this process.
 
-    Returns the namespace of the cells. The parameters replace those of the notebook,
-    as papermill does it; the working directory is the caller's.
+    Returns the namespace of the cells, of which some that only draw are left out. The
+    parameters replace those of the notebook, as papermill does it; the working
+    directory is the caller's.
     """
     namespace, notebook = {}, read_notebook(edits=edits)
     for cell in notebook.cells:
@@ -123,9 +123,9 @@ def code_that_trains(notebook):
 
 
 @functools.cache
-def fingerprint(path=NOTEBOOK, edits=()):
+def fingerprint(edits=()):
     """Return a hash of the code that trains, with edits, pairs of texts, in place."""
-    code = code_that_trains(read_notebook(path, edits))
+    code = code_that_trains(read_notebook(edits))
     return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
@@ -139,17 +139,16 @@ def recipes():
     return list(_definitions()["RECIPES"])
 
 
-def settings_of(recipe, seed=0, overrides=None, epochs=0):
+def settings_of(recipe, seed=0, overrides=None):
     """Return the settings that the notebook now gives a recipe, as JSON has them."""
     given = {"recipe": recipe, "seed": seed, "overrides": overrides or {}}
-    cells = dict(_definitions()) | given | {"epochs": epochs}
+    cells = _definitions() | given
     run_cell("settings", cells)
     return cells["settings"].model_dump()
 
 
 def write_whole(path, content):
     """Write the bytes to the path whole or not at all, with no half-written file."""
-    path = Path(path)
     unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.write_bytes(content)
-    os.replace(unfinished, path)
+    unfinished.replace(path)

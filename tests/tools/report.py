@@ -65,23 +65,20 @@ MARKERS = {"assignment": "o", "compact": "s", "quick": "D", "quick, 2 epochs": "
 
 def run_and_store():
     """Execute the notebook in place, and keep its network."""
-    notebook, code = read_notebook(), fingerprint()
+    notebook, before = read_notebook(), NOTEBOOK.read_bytes()
     language = dict(notebook.metadata["language_info"])  # the run adds its Python's
     unfinished = STORED_MODEL.with_name("unfinished.keras")
     notebook.cells.append(nbformat.v4.new_code_cell(f"model.save({str(unfinished)!r})"))
     resources = {"metadata": {"path": str(REPOSITORY)}}
-    NotebookClient(
-        notebook, timeout=None, resources=resources, coalesce_streams=True
-    ).execute()
+    NotebookClient(notebook, resources=resources, coalesce_streams=True).execute()
     notebook.cells.pop()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if "outputs" in cell:  # less what TensorFlow's libraries say of the machine
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     notebook.metadata["language_info"] = language
-    notebook.metadata["code9"] = {"fingerprint": code}
-    fingerprint.cache_clear()
-    if fingerprint() != code:
+    notebook.metadata["code9"] = {"fingerprint": fingerprint()}
+    if NOTEBOOK.read_bytes() != before:
         unfinished.unlink()
         raise RuntimeError("CODE9.ipynb was changed while it ran: the run is dropped.")
     unfinished.replace(STORED_MODEL)
@@ -114,8 +111,9 @@ def table(head, rows):
     return "\n".join(lines) if rows else not_yet()
 
 
-def summarize(accuracies):
-    """Return what accuracies, given as shares, come to."""
+def summarize(records):
+    """Return what the accuracies of records, given as shares, come to."""
+    accuracies = [record["accuracy"] for record in records]
     return {
         "n": len(accuracies),
         "mean": float(np.mean(accuracies)),
@@ -134,24 +132,19 @@ def spread(summary, digits=2):
 
 
 def interval(values):
-    """Return the mean and half of its 95 % interval (Student's t), infinite for one."""
-    if len(values) == 1:
-        return values[0], float("inf")
-    error = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
-    return float(np.mean(values)), float(error)
-
-
-def is_told(values):
-    """Tell whether the interval excludes zero; two values can be equal by chance."""
-    mean, error = interval(values)
-    return len(values) > 2 and abs(mean) > error
+    """Return mean, half its 95 % interval (Student's t), and if that excludes zero."""
+    mean, count = float(np.mean(values)), len(values)
+    if count == 1:
+        return mean, float("nan"), False
+    error = float(stats.sem(values) * stats.t.ppf(0.975, count - 1))
+    return mean, error, count > 2 and abs(mean) > error  # two can be equal by chance
 
 
 def effect(values, digits):
     """Return the mean of differences ± half its 95 % interval, bold if not zero."""
-    mean, error = interval(values)
-    text = f"{mean:+.{digits}f} ± {error:.{digits}f}".removesuffix(" ± inf")
-    return f"**{text}**" if is_told(values) else text
+    mean, error, told = interval(values)
+    text = f"{mean:+.{digits}f} ± {error:.{digits}f}".removesuffix(" ± nan")
+    return f"**{text}**" if told else text
 
 
 def found(runs, records):
@@ -165,11 +158,6 @@ def by_recipe(seeds, records):
     for record in found(benchmark.seed_runs(seeds), records):
         groups[record["name"]].append(record)
     return groups
-
-
-def accuracies_of(group):
-    """Return the accuracies of a group of records, summarized."""
-    return summarize([record["accuracy"] for record in group])
 
 
 def differences(records):
@@ -203,7 +191,7 @@ def choices_table(records):
         rows.append((name, effect(points, 3), loss, len(points)))
     text = table(("one change of `assignment`", ">points", ">loss", ">n"), rows)
     if rows:
-        s = accuracies_of(base)
+        s = summarize(base)
         text += f"\n\nUnchanged: {spread(s)} % of the images held out (n = {s['n']})."
     return text
 
@@ -223,7 +211,7 @@ def rules_table(record, records):
     if record:
         reached.append(f"**{100 * record['accuracy']:.2f} %** in the stored run")
     if group := by_recipe(SEEDS, records).get("assignment"):
-        s = accuracies_of(group)
+        s = summarize(group)
         reached.append(f"**{spread(s)} %** over {s['n']} seed{'s' * (s['n'] > 1)}")
     rows = [
         ("test accuracy", "≥ 99.4 %", "; ".join(reached) or not_yet()),
@@ -237,8 +225,6 @@ def rules_table(record, records):
 
 def log(record):
     """Return the log of the stored run's epochs."""
-    if not record:
-        return not_yet("report.py --run", "run")
     keys = ("loss", "accuracy", "val_loss", "val_accuracy")
     lines = [f"epoch {keys[0]:>6} {keys[1]} {keys[2]} {keys[3]}"]
     columns = (record["history"][key] for key in keys)
@@ -247,10 +233,8 @@ def log(record):
     return "\n".join(["```text", *lines, "```"])
 
 
-def printed(notebook, record, identifier):
+def printed(notebook, identifier):
     """Return what the cell printed, as a block of text."""
-    if not record:
-        return not_yet("report.py --run", "run")
     outputs = outputs_of(notebook, identifier)
     return f"```text\n{''.join(o.text for o in outputs if 'text' in o).rstrip()}\n```"
 
@@ -284,7 +268,7 @@ def seeds_table(records):
     for name in (run.name for run in benchmark.seed_runs(SEEDS[:1])):
         for seeds, which in ((SEEDS, ""), (FRESH_SEEDS, ", fresh seeds")):
             if group := by_recipe(seeds, records).get(name):
-                s, first = accuracies_of(group), group[0]
+                s, first = summarize(group), group[0]
                 mean, worst = spread(s, 3), f"{100 * s['worst']:.2f}"
                 size, epochs = f"{first['parameters']:,}", first["settings"]["epochs"]
                 reached = f"{s['reached']} of {s['n']}"
@@ -305,7 +289,7 @@ def frontier(records):
     for record in found(runs, records):
         key = record["parameters"], str(record["settings"]["filters"])
         groups[key].append(record)
-    return [(*key, accuracies_of(group)) for key, group in sorted(groups.items())]
+    return [(*key, summarize(group)) for key, group in sorted(groups.items())]
 
 
 def frontier_table(records):
@@ -315,7 +299,12 @@ def frontier_table(records):
         for size, filters, s in frontier(records)
     ]
     head = (">parameters", "filters", ">n", ">mean, %", ">worst")
-    return table(head, rows if len(rows) > 1 else [])  # one is the recipe itself
+    if len(rows) <= 1:  # one is the recipe itself
+        return not_yet()
+    small = [n for n, _, s in frontier(records) if s["mean"] >= REQUIRED]
+    text = f"The smallest with a mean of {100 * REQUIRED:.2f} % or more has"
+    text = f"\n\n{text} {small[0]:,} parameters." if small else ""
+    return table(head, rows) + text
 
 
 def public_networks():
@@ -342,15 +331,20 @@ def public_table():
     return f"{table(head, rows)}\n\n{SCAN}"
 
 
+def stored_times():
+    """Return what speed.py stored if it is of the present code, or None."""
+    stored = json.loads(SPEED.read_text("utf-8")) if SPEED.exists() else {}
+    return stored if stored.get("fingerprint") == fingerprint() else None
+
+
 def peers_table(records):
     """Return the times of the recipes and of the public nets that speed.py stored."""
-    stored = json.loads(SPEED.read_text("utf-8")) if SPEED.exists() else {}
-    if stored.get("fingerprint") != fingerprint():
+    if not (stored := stored_times()):
         return not_yet("speed.py", "measured")
     groups, rows = by_recipe(SEEDS, records), []
     for name, t in stored["timed"].items():
-        ours = [record["accuracy"] for record in groups.get(name, ())]
-        ends = t.get("accuracies", ours)
+        theirs = [{"accuracy": accuracy} for accuracy in t.get("accuracies", ())]
+        ends = theirs or groups[name]
         reached = f"{spread(summarize(ends))} (n = {len(ends)})" if ends else ""
         seconds = f"{t['seconds']:.1f}", f"{t['seconds'] / t['epochs']:.1f}"
         rows.append((name, t["epochs"], *seconds, reached, t["settings"]))
@@ -358,6 +352,32 @@ def peers_table(records):
     about = f"Medians of {stored['repeats']} trainings; load average at the start"
     about += f" {stored['load']:.1f}. {stored['machine']}."
     return f"{table(head, rows)}\n\n{about}"
+
+
+def fastest(records):
+    """Return how many times as long the public nets take as our fastest training.
+
+    That is the fastest whose mean is as required, in both groups of seeds.
+    """
+    if not (stored := stored_times()):
+        return not_yet("speed.py", "measured")
+    timed, good = stored["timed"], {}
+    for name in timed:
+        groups = [by_recipe(seeds, records)[name] for seeds in (SEEDS, FRESH_SEEDS)]
+        if all(groups) and min(summarize(g)["mean"] for g in groups) >= REQUIRED:
+            good[name] = timed[name]["seconds"]
+    if not good:
+        return "None of ours is accurate enough on average."
+    name = min(good, key=good.get)
+    longer = [
+        f"{other} {t['seconds'] / good[name]:.1f} times"
+        for other, t in timed.items()
+        if "accuracies" in t  # not one of ours
+    ]
+    return (
+        f"Our fastest training whose mean is {100 * REQUIRED:.2f} % or more is {name}: "
+        f"{good[name]:.0f} s. On the same machine, {' and '.join(longer)} as long."
+    )
 
 
 def tab_separated(name):
@@ -375,27 +395,26 @@ def photographs_table():
 
 def generated_parts(notebook, records):
     """Return the generated parts of all pages by name."""
-    record = stored_run(notebook)
+    record, to_run = stored_run(notebook), not_yet("report.py --run", "run")
     return {
         "rules": rules_table(record, records),
-        "log": log(record),
-        "evaluate": printed(notebook, record, "evaluate"),
+        "log": log(record) if record else to_run,
+        "evaluate": printed(notebook, "evaluate") if record else to_run,
         "net": net_table(),
         "choices": choices_table(records),
         "seeds": seeds_table(records),
         "frontier": frontier_table(records),
         "public": public_table(),
         "peers": peers_table(records),
+        "fastest": fastest(records),
         "photographs": photographs_table(),
     }
 
 
 def fill(text, parts):
     """Return the text with each generated part that it names in place."""
-    block = r"(<!-- generated: ([^>]+) -->)\n.*?(<!-- end: \2 -->)"
-    return re.sub(
-        block, lambda m: f"{m[1]}\n{parts[m[2]]}\n{m[3]}", text, flags=re.DOTALL
-    )
+    block = r"(?s)(<!-- generated: ([^>]+) -->)\n.*?(<!-- end: \2 -->)"
+    return re.sub(block, lambda m: f"{m[1]}\n{parts[m[2]]}\n{m[3]}", text)
 
 
 def fill_notebook(notebook, parts):
@@ -411,7 +430,7 @@ def finding(groups):
     small = [row for row in public_networks() if row["parameters"] < 15_000]
     if not (group := groups.get("assignment")):
         return f"{len(small)} public networks have fewer than 15,000 parameters"
-    mean = round(100 * accuracies_of(group)["mean"], 2)
+    mean = round(100 * summarize(group)["mean"], 2)
     above = sum(row["accuracy"] >= mean for row in small)
     if above:
         return f"{above} of {len(small)} small public networks end at our mean or above"
@@ -427,28 +446,22 @@ def plot_comparison(records):
     dots = []
     for row in public_networks():
         name, marker = row["who"].split("/")[0], "+" if row["runs"] == 1 else "x"
-        numbers = row["parameters"], row["accuracy"], row["deviation"]
+        numbers = row["parameters"], row["accuracy"], row["deviation"] or None
         dots.append((name, *numbers, marker, "gray"))
     groups = by_recipe(SEEDS, records)
     for name, group in groups.items():
-        s = accuracies_of(group)
-        mean, deviation = 100 * s["mean"], 100 * (s["deviation"] or 0)
+        s = summarize(group)
+        mean, deviation = 100 * s["mean"], s["deviation"] and 100 * s["deviation"]
         size = group[0]["parameters"]
         dots.append((name, size, mean, deviation, MARKERS.get(name, "o"), "tab:blue"))
     for name, size, mean, deviation, marker, color in dots:
-        axis.errorbar(
-            size, mean, deviation or None, None, marker, color=color, capsize=3
-        )
+        axis.errorbar(size, mean, deviation, fmt=marker, color=color, capsize=3)
         if name in LABELS:
             *offset, side = LABELS[name]
-            weight = "bold" if name in groups else "normal"
-            where = spot | {"xytext": offset, "ha": side, "weight": weight}
-            axis.annotate(
-                name,
-                (size, mean),
-                color="dimgray" if color == "gray" else color,
-                **where,
-            )
+            where = spot | {"xytext": offset, "ha": side}
+            where["weight"] = "bold" if name in groups else "normal"
+            where["color"] = "dimgray" if color == "gray" else color
+            axis.annotate(name, (size, mean), **where)
     keys = [("o", "ours, mean of seeds ± deviation", "tab:blue")]
     keys += [("+", "public, single run", "gray"), ("x", "public, mean of runs", "gray")]
     for marker, label, color in keys:
@@ -477,21 +490,18 @@ def plot_ablation(records):
     """Return a PNG of the changes: a dot for each pair, means, and 95 % intervals."""
     plt.rcdefaults()
     figure, axis = plt.subplots(figsize=(8, 5.6), layout="constrained")
-    changes, beyond = differences(records)[0], 0
+    changes, told = differences(records)[0], 0
     for place, (points, _) in enumerate(changes.values()):
-        mean, half = interval(points)
-        beyond += is_told(points)
+        mean, error, excludes_zero = interval(points)
+        told += excludes_zero
         axis.plot(points, [place + 0.3] * len(points), ".", color="gray")
-        error = half if len(points) > 1 else None
         axis.errorbar(mean, place, xerr=error, fmt="D", color="tab:blue", capsize=4)
     axis.set_yticks(range(len(changes)), [textwrap.fill(name, 36) for name in changes])
     axis.invert_yaxis()
     axis.axvline(0, color="black", linewidth=1)
     meaning = "mean of the pairs with its 95 % interval; dots: pairs of seed and fold"
     axis.set_xlabel(f"change of hold-out accuracy (percentage points)\n{meaning}")
-    title = (
-        f"{beyond} of {len(changes)} changes have a 95 % interval that excludes zero"
-    )
+    title = f"{told} of {len(changes)} changes have a 95 % interval that excludes zero"
     axis.set_title(title if changes else not_yet(), fontsize=12)
     return as_png(figure)
 

@@ -75,11 +75,11 @@ def eva4(steps):
 PEERS = {"baronrogers5/eip4": (eip4, 128, 10), "abdksyed/EVA4": (eva4, 64, 15)}
 
 
-def train_peer(name, settings, seed, epochs, path):
+def train_peer(name, settings, seed, epochs):
     """Train a peer; return its median epoch in seconds and its test accuracy."""
     (build, size, _), (_, steps, dtype) = PEERS[name], settings
     keras.utils.set_random_seed(seed)
-    with np.load(path) as arrays:
+    with np.load(DATA) as arrays:
         images, labels = arrays["x_train"][..., None], arrays["y_train"]
         test = arrays["x_test"][..., None] / np.float32(255), arrays["y_test"]
     net, optimizer, augmentation = build(epochs * (len(images) // size))
@@ -105,23 +105,23 @@ def train_peer(name, settings, seed, epochs, path):
     return statistics.median(seconds[1:] or seconds), accuracy  # the first one compiles
 
 
-def alone(name, settings, seed, epochs, path):
+def alone(name, settings, seed, epochs):
     """Train a peer in a process of its own, which alone can set its threads."""
     os.environ["TF_NUM_INTRAOP_THREADS"] = str(settings[0])
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as process:
-        return process.submit(train_peer, name, settings, seed, epochs, path).result()
+        return process.submit(train_peer, name, settings, seed, epochs).result()
 
 
-def time_peer(name, repeats, path, epochs, choices):
+def time_peer(name, repeats):
     """Return how long a peer takes with the settings that are the fastest for it."""
-    trials, best = {}, tuple(values[0] for values in choices)
-    for place, values in enumerate(choices):
+    trials, best, epochs = {}, tuple(values[0] for values in CHOICES), PEERS[name][2]
+    for place, values in enumerate(CHOICES):
         for settings in [(*best[:place], v, *best[place + 1 :]) for v in values]:
             if settings not in trials:
-                trials[settings] = alone(name, settings, 0, min(2, epochs), path)[0]
+                trials[settings] = alone(name, settings, 0, 2)[0]
         best = min(trials, key=trials.get)
-    runs = [alone(name, best, seed, epochs, path) for seed in range(repeats)]
+    runs = [alone(name, best, seed, epochs) for seed in range(repeats)]
     seconds, accuracies = zip(*runs, strict=True)
     shown = "{} threads an operation, {} steps an execution, {} images".format(*best)
     return {
@@ -133,10 +133,9 @@ def time_peer(name, repeats, path, epochs, choices):
     }
 
 
-def time_recipe(recipe, overrides, repeats, path, epochs):
+def time_recipe(recipe, overrides, repeats):
     """Return how long whole trainings of a recipe take, by the median."""
-    given = {"recipe": recipe, "overrides": overrides, "epochs": epochs}
-    given |= {"data_path": str(path)}
+    given = {"recipe": recipe, "overrides": overrides, "data_path": str(DATA)}
     with tempfile.TemporaryDirectory() as folder:
         runs = [
             run_notebook(Path(folder) / "run.ipynb", given | {"seed": seed})
@@ -155,22 +154,18 @@ def machine():
     return f"{name}, Keras {keras.__version__}, TensorFlow {tf.__version__}"
 
 
-def measure(repeats, path=DATA, epochs=0, choices=CHOICES):
-    """Return the record of all times; other data and few epochs are for trying it."""
-    record = {"machine": machine(), "load": os.getloadavg()[0], "repeats": repeats}
-    timed = {n: time_recipe(*ours, repeats, path, epochs) for n, ours in OURS.items()}
-    for name, (_, _, usual) in PEERS.items():
-        timed[name] = time_peer(name, repeats, path, epochs or usual, choices)
-    return record | {"fingerprint": fingerprint(), "timed": timed}
-
-
 def main():
     """Time all of them and store the record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3, help="trainings of each")
-    record = measure(parser.parse_args().repeats)
-    write_whole(STORE, (json.dumps(record, indent=1) + "\n").encode())
-    print(json.dumps(record, indent=1))
+    repeats = parser.parse_args().repeats
+    record = {"machine": machine(), "load": os.getloadavg()[0], "repeats": repeats}
+    record |= {"fingerprint": fingerprint()}
+    timed = {name: time_recipe(*ours, repeats) for name, ours in OURS.items()}
+    timed |= {name: time_peer(name, repeats) for name in PEERS}
+    text = json.dumps(record | {"timed": timed}, indent=1) + "\n"
+    write_whole(STORE, text.encode())
+    print(text)
 
 
 if __name__ == "__main__":
