@@ -119,7 +119,7 @@ def summarize(records):
         "mean": float(np.mean(accuracies)),
         "deviation": float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None,
         "worst": min(accuracies),
-        "reached": sum(round(accuracy, 6) >= REQUIRED for accuracy in accuracies),
+        "reached": sum(accuracy >= REQUIRED for accuracy in accuracies),
     }
 
 
