@@ -143,7 +143,7 @@ def test_only_a_training_that_is_accurate_enough_is_called_faster(monkeypatch):
     )
     quick[1]["accuracy"] = 0.9939  # of the fresh seeds
     text = report.fastest(whole + quick)
-    assert "assignment: 10 s" in text and "them 2.5 times as long" in text
+    assert "assignment: 10 s" in text and "them takes 2.5 times as long" in text
     assert report.fastest(whole[:1] + quick).startswith("None")
     quick[1]["accuracy"] = 0.994
     assert "quick: 5 s" in report.fastest(whole + quick)

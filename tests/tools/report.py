@@ -370,14 +370,15 @@ def fastest(records):
         return "None of ours is accurate enough on average."
     name = min(good, key=good.get)
     longer = [
-        f"{other} {t['seconds'] / good[name]:.1f} times"
+        f"{other} takes {t['seconds'] / good[name]:.1f} times as long"
         for other, t in timed.items()
         if "accuracies" in t  # not one of ours
     ]
-    return (
-        f"Our fastest training whose mean is {100 * REQUIRED:.2f} % or more is {name}: "
-        f"{good[name]:.0f} s. On the same machine, {' and '.join(longer)} as long."
+    text = (
+        f"Our fastest training whose mean is {100 * REQUIRED:.2f} % or more is {name}:"
     )
+    text += f" {good[name]:.0f} s. On the same machine, {', '.join(longer)}."
+    return textwrap.fill(text, 94)
 
 
 def tab_separated(name):

@@ -128,7 +128,9 @@ def time_peer(name, repeats):
         "epochs": epochs,
         "seconds": epochs * statistics.median(seconds),
         "accuracies": accuracies,
-        "settings": shown.replace("0 threads", "TensorFlow's threads"),
+        "settings": re.sub("^0", "TensorFlow's", shown).replace(
+            "1 threads", "1 thread"
+        ),
         "trials": [[*settings, seconds] for settings, seconds in trials.items()],
     }
 
