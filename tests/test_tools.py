@@ -128,8 +128,8 @@ def test_the_table_of_times(tmp_path, monkeypatch):
     report.SPEED.write_text(json.dumps(timed | {"fingerprint": fingerprint()}))
     text = report.peers_table([record_of(Run("quick", "quick", 0), 0.994)])
     assert rows_of(text) == [
-        ["quick", "1", "10.0", "10.0", "99.40 (n = 1)", "s"],
-        ["them", "10", "25.0", "2.5", "99.40 ± 0.14 (n = 2)", "s"],
+        ["quick", "1", "10.0", "10.0", "99.400 (n = 1)", "s"],
+        ["them", "10", "25.0", "2.5", "99.400 ± 0.141 (n = 2)", "s"],
     ]
 
 

@@ -345,7 +345,7 @@ def peers_table(records):
     for name, t in stored["timed"].items():
         theirs = [{"accuracy": accuracy} for accuracy in t.get("accuracies", ())]
         ends = theirs or groups[name]
-        reached = f"{spread(summarize(ends))} (n = {len(ends)})" if ends else ""
+        reached = f"{spread(summarize(ends), 3)} (n = {len(ends)})" if ends else ""
         seconds = f"{t['seconds']:.1f}", f"{t['seconds'] / t['epochs']:.1f}"
         rows.append((name, t["epochs"], *seconds, reached, t["settings"]))
     head = ("training", ">epochs", ">seconds", ">an epoch", ">ends at, %", "settings")
