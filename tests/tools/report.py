@@ -10,7 +10,6 @@ of other code or settings do not count, and what is not measured yet is left out
 import argparse
 import base64
 import collections
-import csv
 import functools
 import io
 import json
@@ -22,7 +21,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
-from benchmark import FRESH_SEEDS, SEEDS, find
+from benchmark import FEW_SEEDS, FRESH_SEEDS, SEEDS, Run, find, seed_runs
 from nbclient import NotebookClient
 from notebook import (
     DATA,
@@ -38,12 +37,12 @@ from notebook import (
 from scipy import stats
 
 PAGES = (REPOSITORY / "README.md", REPOSITORY / "tests" / "README.md")
-SPEED = REPOSITORY / "tests" / "records" / "speed.json"
 RECORDS = REPOSITORY / "tests" / "records"
+SPEED = RECORDS / "speed.json"
 IMAGES = REPOSITORY / "images"
 STORED_MODEL = DATA.with_name("CODE9.keras")
 SHOWN = {"curves": "curves.png", "wrong": "errors.png"}  # cells, and their figures
-REQUIRED = 0.994
+REQUIRED = 99.4
 PLAIN = next(name for name in benchmark.ABLATION if name.startswith("plain"))
 SCAN = """\
 In 141 public repositories, some of them copies, there are 774 runs of 10 to 20 epochs
@@ -69,11 +68,10 @@ def run_and_store():
     language = dict(notebook.metadata["language_info"])  # the run adds its Python's
     unfinished = STORED_MODEL.with_name("unfinished.keras")
     notebook.cells.append(nbformat.v4.new_code_cell(f"model.save({str(unfinished)!r})"))
-    resources = {"metadata": {"path": str(REPOSITORY)}}
-    NotebookClient(notebook, resources=resources, coalesce_streams=True).execute()
+    client = NotebookClient(notebook, coalesce_streams=True, record_timing=False)
+    client.execute(cwd=str(REPOSITORY))
     notebook.cells.pop()
     for cell in notebook.cells:
-        cell.metadata.pop("execution", None)
         if "outputs" in cell:  # less what TensorFlow's libraries say of the machine
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     notebook.metadata["language_info"] = language
@@ -104,39 +102,39 @@ def not_yet(tool="benchmark.py", done="trained"):
 
 
 def table(head, rows):
-    """Return a Markdown table; a head that begins with > is set to the right."""
-    lines = [[name.lstrip(">") for name in head]]
-    lines += [["---:" if name.startswith(">") else "---" for name in head], *rows]
+    """Return a Markdown table; a name in the head that begins with > is set right."""
+    names = head.split("|")
+    rules = ["---:" if name.startswith(">") else "---" for name in names]
+    lines = [[name.lstrip(">") for name in names], rules, *rows]
     lines = [f"|{'|'.join(map(str, line))}|" for line in lines]
     return "\n".join(lines) if rows else not_yet()
 
 
-def summarize(records):
-    """Return what the accuracies of records, given as shares, come to."""
-    accuracies = [record["accuracy"] for record in records]
-    return {
-        "n": len(accuracies),
-        "mean": float(np.mean(accuracies)),
-        "deviation": float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None,
-        "worst": min(accuracies),
-        "reached": sum(accuracy >= REQUIRED for accuracy in accuracies),
-    }
+def tab_separated(name):
+    """Return the rows of a file of tab-separated values in tests/records."""
+    path, as_named = RECORDS / f"{name}.tsv", {"deletechars": "", "replace_space": " "}
+    kinds = {"dtype": None, "encoding": "utf-8", "comments": None}
+    return np.genfromtxt(path, delimiter="\t", names=True, **kinds, **as_named)
 
 
-def spread(summary, digits=2):
-    """Return mean and deviation in per cent, as text."""
-    text = f"{100 * summary['mean']:.{digits}f}"
-    if summary["deviation"] is None:
+def accuracies(records):
+    """Return the accuracies of records in per cent."""
+    return 100 * np.array([record["accuracy"] for record in records])
+
+
+def spread(values, digits=2):
+    """Return mean and deviation of values, as text."""
+    text = f"{np.mean(values):.{digits}f}"
+    if len(values) == 1:
         return text
-    return f"{text} ± {100 * summary['deviation']:.{digits}f}"
+    return f"{text} ± {np.std(values, ddof=1):.{digits}f}"
 
 
 def interval(values):
     """Return mean, half its 95 % interval (Student's t), and if that excludes zero."""
-    mean, count = float(np.mean(values)), len(values)
-    if count == 1:
-        return mean, float("nan"), False
-    error = float(stats.sem(values) * stats.t.ppf(0.975, count - 1))
+    mean, count, error = np.mean(values), len(values), np.nan
+    if count > 1:
+        error = stats.sem(values) * stats.t.ppf(0.975, count - 1)
     return mean, error, count > 2 and abs(mean) > error  # two can be equal by chance
 
 
@@ -147,52 +145,49 @@ def effect(values, digits):
     return f"**{text}**" if told else text
 
 
-def found(runs, records):
-    """Return the stored records of the runs, as far as there are some."""
-    return [record for run in runs if (record := find(run, records))]
-
-
-def by_recipe(seeds, records):
-    """Return the records on the test images with these seeds, by the runs' name."""
+def grouped(runs, records, key=lambda record: record["name"]):
+    """Return the stored records of the runs, as far as there are some, by a key."""
     groups = collections.defaultdict(list)
-    for record in found(benchmark.seed_runs(seeds), records):
-        groups[record["name"]].append(record)
+    for run in runs:
+        if record := find(run, records):
+            groups[key(record)].append(record)
     return groups
 
 
 def differences(records):
-    """Return what each change did on the hold-out, and the records without a change.
+    """Return what each change did on the hold-out: changes of accuracy and of loss.
 
-    That is, by name, a pair of lists: the changes of accuracy in points and of the
-    loss, with one value for each seed and fold that the unchanged recipe was trained
-    with, too. Losses are compared only where both learned the same labels. The plain
-    baseline comes first, then the worst.
+    That is, by name, a pair of lists, with one value for each seed and fold that the
+    unchanged recipe was trained with, too; accuracies are in points. Losses are
+    compared only where both learned the same labels. The plain baseline comes first,
+    then the worst.
     """
-    base, changes = {}, {}
-    for run in benchmark.ablation_runs():
-        record, place = find(run, records), (run.seed, run.fold)
-        if record and run.name == "as it is":  # the first run of each place
-            base[place] = record
-        elif record and place in base:
-            points, losses = changes.setdefault(run.name, ([], []))
-            both = record, base[place]
-            points.append(100 * (both[0]["accuracy"] - both[1]["accuracy"]))
-            if len({r["settings"]["label_smoothing"] for r in both}) == 1:
-                losses.append(both[0]["loss"] - both[1]["loss"])
+    runs = {(run.name, run.seed, run.fold): run for run in benchmark.ablation_runs()}
+    stored = {key: find(run, records) for key, run in runs.items()}
+    changes = collections.defaultdict(lambda: ([], []))
+    for (name, *place), record in stored.items():
+        base = stored.get(("as it is", *place))
+        if name == "as it is" or not record or not base:
+            continue
+        points, losses = changes[name]
+        points.append(100 * (record["accuracy"] - base["accuracy"]))
+        if len({r["settings"]["label_smoothing"] for r in (record, base)}) == 1:
+            losses.append(record["loss"] - base["loss"])
     order = sorted(changes, key=lambda n: (n != PLAIN, np.mean(changes[n][0])))
-    return {name: changes[name] for name in order}, list(base.values())
+    return {name: changes[name] for name in order}
 
 
 def choices_table(records):
     """Return the table of what each choice brings."""
-    (changes, base), rows = differences(records), []
-    for name, (points, losses) in changes.items():
-        loss = effect(losses, 4) if losses else ""
-        rows.append((name, effect(points, 3), loss, len(points)))
-    text = table(("one change of `assignment`", ">points", ">loss", ">n"), rows)
+    rows = [
+        (name, effect(points, 3), effect(losses, 4) if losses else "", len(points))
+        for name, (points, losses) in differences(records).items()
+    ]
+    text = table("one change of `assignment`|>points|>loss|>n", rows)
     if rows:
-        s = summarize(base)
-        text += f"\n\nUnchanged: {spread(s)} % of the images held out (n = {s['n']})."
+        base = accuracies(grouped(benchmark.ablation_runs(), records)["as it is"])
+        text += f"\n\nUnchanged: {spread(base)} % of the images held out"
+        text += f" (n = {len(base)})."
     return text
 
 
@@ -210,9 +205,9 @@ def rules_table(record, records):
     biases = sum(len(v.shape) == 1 for v in model.trainable_variables)
     if record:
         reached.append(f"**{100 * record['accuracy']:.2f} %** in the stored run")
-    if group := by_recipe(SEEDS, records).get("assignment"):
-        s = summarize(group)
-        reached.append(f"**{spread(s)} %** over {s['n']} seed{'s' * (s['n'] > 1)}")
+    if group := grouped(seed_runs(SEEDS), records)["assignment"]:
+        count = f"{len(group)} seed{'s' * (len(group) > 1)}"
+        reached.append(f"**{spread(accuracies(group))} %** over {count}")
     rows = [
         ("test accuracy", "≥ 99.4 %", "; ".join(reached) or not_yet()),
         ("parameters", "< 15,000", f"{model.count_params():,}"),
@@ -220,7 +215,7 @@ def rules_table(record, records):
         ("dense layers", "none", dense or "none"),
         ("trained biases, batch norm's beta included", "none", biases or "none"),
     ]
-    return table(("rule", "required", "reached"), rows)
+    return table("rule|required|reached", rows)
 
 
 def log(record):
@@ -244,82 +239,68 @@ def net_table():
     stages, model = [], network()
     for layer in model.layers:
         name = f"`{type(layer).__name__}`"
-        if "Conv" in name:
-            stages.append(([], []))
-            name += f" {layer.kernel_size[0]}x{layer.kernel_size[1]}"
+        if "Conv" in name:  # a stage begins
+            stages.append([[], "", 0])
+            name += " {}x{}".format(*layer.kernel_size)
         if "Activation" in name:
             name = {"silu": "SiLU"}.get(layer.activation.__name__, name)
         stages[-1][0].append(name)
-        stages[-1][1].append(layer)
-    rows = [
-        (", ".join(names), "x".join(map(str, layers[-1].output.shape[1:])),
-         f"{sum(layer.count_params() for layer in layers):,}")
-        for names, layers in stages
-    ]  # fmt: skip
+        stages[-1][1] = "x".join(map(str, layer.output.shape[1:]))
+        stages[-1][2] += layer.count_params()
+    rows = [(", ".join(names), shape, f"{size:,}") for names, shape, size in stages]
     trained = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
     total = f"**{model.count_params():,}**"
     rows.append((f"all, {trained:,} of them trained", "", total))
-    return table(("stage", "output", ">parameters"), rows)
+    return table("stage|output|>parameters", rows)
 
 
 def seeds_table(records):
     """Return the table of our recipes over seeds."""
     rows = []
-    for name in (run.name for run in benchmark.seed_runs(SEEDS[:1])):
+    for name in (run.name for run in seed_runs(SEEDS[:1])):
         for seeds, which in ((SEEDS, ""), (FRESH_SEEDS, ", fresh seeds")):
-            if group := by_recipe(seeds, records).get(name):
-                s, first = summarize(group), group[0]
-                mean, worst = spread(s, 3), f"{100 * s['worst']:.2f}"
-                size, epochs = f"{first['parameters']:,}", first["settings"]["epochs"]
-                reached = f"{s['reached']} of {s['n']}"
-                recipe = first["settings"]["recipe"]
-                label = f"`{recipe}`{name.removeprefix(recipe)}{which}"
-                rows.append((label, size, epochs, s["n"], mean, worst, reached))
-    head = ("recipe", ">parameters", ">epochs", ">n", ">mean, %", ">worst", ">≥ 99.40")
+            if not (group := grouped(seed_runs(seeds), records)[name]):
+                continue
+            settings, values = group[0]["settings"], accuracies(group)
+            recipe, size = settings["recipe"], f"{group[0]['parameters']:,}"
+            label = f"`{recipe}`{name.removeprefix(recipe)}{which}"
+            reached = f"{sum(values >= REQUIRED)} of {len(values)}"
+            measured = spread(values, 3), f"{min(values):.2f}", reached
+            rows.append((label, size, settings["epochs"], len(values), *measured))
+    head = "recipe|>parameters|>epochs|>n|>mean, %|>worst|>≥ 99.40"
     return table(head, rows)
 
 
 def frontier(records):
-    """Return parameters, filters and summary of the recipe at each width, by size."""
-    groups = collections.defaultdict(list)
-    runs = [
-        *benchmark.frontier_runs(),
-        *(benchmark.Run("assignment", "assignment", s) for s in benchmark.FEW_SEEDS),
-    ]
-    for record in found(runs, records):
-        key = record["parameters"], str(record["settings"]["filters"])
-        groups[key].append(record)
-    return [(*key, summarize(group)) for key, group in sorted(groups.items())]
+    """Return parameters, filters, accuracies of the recipe at each width, by size."""
+    runs = [Run("assignment", "assignment", seed) for seed in FEW_SEEDS]
+    runs += benchmark.frontier_runs()
+    size = lambda r: (r["parameters"], str(r["settings"]["filters"]))  # noqa: E731
+    groups = grouped(runs, records, size)
+    return [(*key, accuracies(group)) for key, group in sorted(groups.items())]
 
 
 def frontier_table(records):
     """Return the table of the recipe "assignment" at other widths."""
-    rows = [
-        (f"{size:,}", f"`{filters}`", s["n"], spread(s), f"{100 * s['worst']:.2f}")
-        for size, filters, s in frontier(records)
-    ]
-    head = (">parameters", "filters", ">n", ">mean, %", ">worst")
-    if len(rows) <= 1:  # one is the recipe itself
+    widths = frontier(records)
+    if len(widths) <= 1:  # one is the recipe itself
         return not_yet()
-    small = [n for n, _, s in frontier(records) if s["mean"] >= REQUIRED]
-    text = f"The smallest with a mean of {100 * REQUIRED:.2f} % or more has"
-    text = f"\n\n{text} {small[0]:,} parameters." if small else ""
-    return table(head, rows) + text
-
-
-def public_networks():
-    """Return what others published, as their own logs show it, with numbers as such."""
-    rows = tab_separated("public")
-    for row in rows:
-        row |= {key: int(row[key]) for key in ("parameters", "epochs", "runs")}
-        row |= {key: float(row[key]) for key in ("accuracy", "deviation")}
-    return rows
+    rows = [
+        (f"{size:,}", f"`{filters}`", len(values), spread(values), f"{min(values):.2f}")
+        for size, filters, values in widths
+    ]
+    text = table(">parameters|filters|>n|>mean, %|>worst", rows)
+    small = [size for size, _, values in widths if np.mean(values) >= REQUIRED]
+    if small:
+        text += f"\n\nThe smallest with a mean of {REQUIRED:.2f} % or more has"
+        text += f" {small[0]:,} parameters."
+    return text
 
 
 def public_table():
-    """Return the table of what others published on GitHub."""
+    """Return the table of what others published, as their own logs show it."""
     rows = []
-    for row in public_networks():
+    for row in tab_separated("public"):
         shown = f"{row['accuracy']:.2f}"
         if row["runs"] > 1:
             shown += f" ± {row['deviation']:.2f}"
@@ -327,8 +308,8 @@ def public_table():
         link += row["network"] and f", {row['network']}"
         size = f"{row['parameters']:,}{'T' * (row['counted'] == 'trainable')}"
         rows.append((link, size, f"{row['epochs']:,}", shown, row["runs"]))
-    head = ("who", ">parameters", ">epochs", ">accuracy, %", ">runs")
-    return f"{table(head, rows)}\n\n{SCAN}"
+    text = table("who|>parameters|>epochs|>accuracy, %|>runs", rows)
+    return f"{text}\n\n{SCAN}"
 
 
 def stored_times():
@@ -341,17 +322,16 @@ def peers_table(records):
     """Return the times of the recipes and of the public nets that speed.py stored."""
     if not (stored := stored_times()):
         return not_yet("speed.py", "measured")
-    groups, rows = by_recipe(SEEDS, records), []
+    groups, rows = grouped(seed_runs(SEEDS), records), []
     for name, t in stored["timed"].items():
-        theirs = [{"accuracy": accuracy} for accuracy in t.get("accuracies", ())]
-        ends = theirs or groups[name]
-        reached = f"{spread(summarize(ends), 3)} (n = {len(ends)})" if ends else ""
+        ends = 100 * np.array(t.get("accuracies", []))
+        values = ends if len(ends) else accuracies(groups[name])
+        reached = f"{spread(values, 3)} (n = {len(values)})" if len(values) else ""
         seconds = f"{t['seconds']:.1f}", f"{t['seconds'] / t['epochs']:.1f}"
         rows.append((name, t["epochs"], *seconds, reached, t["settings"]))
-    head = ("training", ">epochs", ">seconds", ">an epoch", ">ends at, %", "settings")
-    about = f"Medians of {stored['repeats']} trainings; load average at the start"
-    about += f" {stored['load']:.1f}. {stored['machine']}."
-    return f"{table(head, rows)}\n\n{about}"
+    text = table("training|>epochs|>seconds|>an epoch|>ends at, %|settings", rows)
+    text += f"\n\nMedians of {stored['repeats']} trainings; load average at the start"
+    return f"{text} {stored['load']:.1f}. {stored['machine']}."
 
 
 def fastest(records):
@@ -363,8 +343,8 @@ def fastest(records):
         return not_yet("speed.py", "measured")
     timed, good = stored["timed"], {}
     for name in timed:
-        groups = [by_recipe(seeds, records)[name] for seeds in (SEEDS, FRESH_SEEDS)]
-        if all(groups) and min(summarize(g)["mean"] for g in groups) >= REQUIRED:
+        groups = [grouped(seed_runs(s), records)[name] for s in (SEEDS, FRESH_SEEDS)]
+        if all(groups) and min(accuracies(g).mean() for g in groups) >= REQUIRED:
             good[name] = timed[name]["seconds"]
     if not good:
         return "None of ours is accurate enough on average."
@@ -374,24 +354,15 @@ def fastest(records):
         for other, t in timed.items()
         if "accuracies" in t  # not one of ours
     ]
-    text = (
-        f"Our fastest training whose mean is {100 * REQUIRED:.2f} % or more is {name}:"
-    )
+    text = f"Our fastest training whose mean is {REQUIRED:.2f} % or more is {name}:"
     text += f" {good[name]:.0f} s. On the same machine, {', '.join(longer)}."
     return textwrap.fill(text, 94)
 
 
-def tab_separated(name):
-    """Return the rows of a file of tab-separated values in tests/records, as dicts."""
-    with (RECORDS / f"{name}.tsv").open(encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-
-
 def photographs_table():
     """Return the table of how well photographs are read."""
-    rows = [row.values() for row in tab_separated("photographs")]
-    head = tab_separated("photographs")[0]
-    return table([name if name == "picture" else f">{name}" for name in head], rows)
+    rows = tab_separated("photographs")
+    return table("|>".join(rows.dtype.names), rows.tolist())
 
 
 def generated_parts(notebook, records):
@@ -428,33 +399,31 @@ def fill_notebook(notebook, parts):
 
 def finding(groups):
     """Return what the figure of the comparison shows, in words."""
-    small = [row for row in public_networks() if row["parameters"] < 15_000]
-    if not (group := groups.get("assignment")):
+    small = [row for row in tab_separated("public") if row["parameters"] < 15_000]
+    if not (group := groups["assignment"]):
         return f"{len(small)} public networks have fewer than 15,000 parameters"
-    mean = round(100 * summarize(group)["mean"], 2)
+    mean = round(accuracies(group).mean(), 2)
     above = sum(row["accuracy"] >= mean for row in small)
     if above:
         return f"{above} of {len(small)} small public networks end at our mean or above"
     return f"Our mean is above the {len(small)} small public networks shown"
 
 
-def plot_comparison(records):
-    """Return a PNG of accuracy over parameters: ours and the public ones."""
-    plt.rcdefaults()  # whatever cells of the notebook were run before
-    figure, axis = plt.subplots(figsize=(8, 5.6), layout="constrained")
+def plot_comparison(axis, records):
+    """Draw accuracy over parameters: ours and the public ones."""
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
     spot = {"textcoords": "offset points", "fontsize": 10, "bbox": box}
     dots = []
-    for row in public_networks():
+    for row in tab_separated("public"):
         name, marker = row["who"].split("/")[0], "+" if row["runs"] == 1 else "x"
         numbers = row["parameters"], row["accuracy"], row["deviation"] or None
         dots.append((name, *numbers, marker, "gray"))
-    groups = by_recipe(SEEDS, records)
+    groups = grouped(seed_runs(SEEDS), records)
     for name, group in groups.items():
-        s = summarize(group)
-        mean, deviation = 100 * s["mean"], s["deviation"] and 100 * s["deviation"]
-        size = group[0]["parameters"]
-        dots.append((name, size, mean, deviation, MARKERS.get(name, "o"), "tab:blue"))
+        values, size = accuracies(group), group[0]["parameters"]
+        deviation = values.std(ddof=1) if len(values) > 1 else None
+        marker = MARKERS.get(name, "o")
+        dots.append((name, size, values.mean(), deviation, marker, "tab:blue"))
     for name, size, mean, deviation, marker, color in dots:
         axis.errorbar(size, mean, deviation, fmt=marker, color=color, capsize=3)
         if name in LABELS:
@@ -467,15 +436,13 @@ def plot_comparison(records):
     keys += [("+", "public, single run", "gray"), ("x", "public, mean of runs", "gray")]
     for marker, label, color in keys:
         axis.plot([], [], marker, color=color, label=label)
-    if len(points := frontier(records)) > 1:
-        sizes, means = zip(*[(p[0], 100 * p[2]["mean"]) for p in points], strict=True)
-        label = "ours, with other widths"
-        axis.plot(
-            sizes, means, ".-", color="tab:blue", alpha=0.5, zorder=1, label=label
-        )
-    axis.axhline(100 * REQUIRED, linestyle="--", color="black", linewidth=1)
+    if len(widths := frontier(records)) > 1:
+        line = [size for size, _, _ in widths], [np.mean(v) for _, _, v in widths]
+        style = {"color": "tab:blue", "alpha": 0.5, "zorder": 1}
+        axis.plot(*line, ".-", label="ours, with other widths", **style)
+    axis.axhline(REQUIRED, linestyle="--", color="black", linewidth=1)
     where = spot | {"xytext": (0, 4), "ha": "right"}
-    axis.annotate("required: 99.4 %", (1.8e6, 100 * REQUIRED), **where)
+    axis.annotate("required: 99.4 %", (1.8e6, REQUIRED), **where)
     axis.axvline(15_000, linestyle=":", color="black", linewidth=1)
     axis.annotate("limit: 15,000", (15_000, 99.77), xytext=(4, 0), **spot)
     axis.set_ylim(bottom=min(98.5, axis.get_ylim()[0]))  # room for the legend
@@ -484,14 +451,11 @@ def plot_comparison(records):
     axis.set_xlabel("parameters (of most public ones, trainable only)", fontsize=11)
     axis.set_ylabel("test accuracy after the last epoch (%)", fontsize=11)
     axis.set_title(finding(groups), fontsize=12)
-    return as_png(figure)
 
 
-def plot_ablation(records):
-    """Return a PNG of the changes: a dot for each pair, means, and 95 % intervals."""
-    plt.rcdefaults()
-    figure, axis = plt.subplots(figsize=(8, 5.6), layout="constrained")
-    changes, told = differences(records)[0], 0
+def plot_ablation(axis, records):
+    """Draw the changes: a dot for each pair, means, and 95 % intervals."""
+    changes, told = differences(records), 0
     for place, (points, _) in enumerate(changes.values()):
         mean, error, excludes_zero = interval(points)
         told += excludes_zero
@@ -504,26 +468,27 @@ def plot_ablation(records):
     axis.set_xlabel(f"change of hold-out accuracy (percentage points)\n{meaning}")
     title = f"{told} of {len(changes)} changes have a 95 % interval that excludes zero"
     axis.set_title(title if changes else not_yet(), fontsize=12)
-    return as_png(figure)
 
 
-def as_png(figure):
-    """Return the figure as a PNG that names what drew it, and close the figure."""
-    buffer = io.BytesIO()
-    drawn_by = {"Software": f"matplotlib {matplotlib.__version__}"}
-    figure.savefig(buffer, dpi=110, facecolor="white", metadata=drawn_by)
+def drawn(plot, records):
+    """Return what plot draws on an axis as a PNG that names what drew it."""
+    plt.rcdefaults()  # whatever cells of the notebook were run before
+    figure, axis = plt.subplots(figsize=(8, 5.6), layout="constrained")
+    plot(axis, records)
+    software, buffer = f"matplotlib {matplotlib.__version__}", io.BytesIO()
+    figure.savefig(buffer, dpi=110, metadata={"Software": software})
     plt.close(figure)
     return buffer.getvalue()
 
 
 def figures(notebook, records):
     """Return the PNGs that the README shows, by file name."""
-    drawn = {"comparison.png": plot_comparison(records)}
-    drawn["ablation.png"] = plot_ablation(records)
+    plots = {"comparison.png": plot_comparison, "ablation.png": plot_ablation}
+    images = {name: drawn(plot, records) for name, plot in plots.items()}
     for cell, name in SHOWN.items() if stored_run(notebook) else ():
         data = outputs_of(notebook, cell)[0]["data"]
-        drawn[name] = base64.b64decode(data["image/png"])
-    return drawn
+        images[name] = base64.b64decode(data["image/png"])
+    return images
 
 
 def main():
