@@ -184,15 +184,14 @@ def main():
     missing = [run for run in all_runs() if find(run, stored) is None]
     machine = {"machine": platform.machine(), "cores": os.cpu_count(), "jobs": jobs}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
-        waiting = [pool.submit(run.train) for run in missing]
-        try:
-            for done in tqdm(as_completed(waiting), total=len(waiting)):
-                with STORE.open("a", encoding="utf-8") as store:
-                    store.write(json.dumps(done.result() | machine) + "\n")
-        except BaseException:  # what has not begun is left to the next time
-            pool.shutdown(cancel_futures=True)
-            raise
+    pool = ProcessPoolExecutor(jobs, context, max_tasks_per_child=1)
+    waiting = [pool.submit(run.train) for run in missing]
+    try:
+        for done in tqdm(as_completed(waiting), total=len(waiting)):
+            with STORE.open("a", encoding="utf-8") as store:
+                store.write(json.dumps(done.result() | machine) + "\n")
+    finally:  # what has not begun when this fails is left to the next time
+        pool.shutdown(cancel_futures=True)
 
 
 if __name__ == "__main__":

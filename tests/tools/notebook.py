@@ -145,10 +145,3 @@ def settings_of(recipe, seed=0, overrides=None):
     cells = _definitions() | given
     run_cell("settings", cells)
     return cells["settings"].model_dump()
-
-
-def write_whole(path, content):
-    """Write the bytes to the path whole or not at all, with no half-written file."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)

@@ -32,7 +32,6 @@ from notebook import (
     read_notebook,
     run_cells,
     settings_of,
-    write_whole,
 )
 from scipy import stats
 
@@ -66,8 +65,8 @@ def run_and_store():
     """Execute the notebook in place, and keep its network."""
     notebook, before = read_notebook(), NOTEBOOK.read_bytes()
     language = dict(notebook.metadata["language_info"])  # the run adds its Python's
-    unfinished = STORED_MODEL.with_name("unfinished.keras")
-    notebook.cells.append(nbformat.v4.new_code_cell(f"model.save({str(unfinished)!r})"))
+    save = f"model.save({str(STORED_MODEL)!r})"
+    notebook.cells.append(nbformat.v4.new_code_cell(save))
     client = NotebookClient(notebook, coalesce_streams=True, record_timing=False)
     client.execute(cwd=str(REPOSITORY))
     notebook.cells.pop()
@@ -77,10 +76,8 @@ def run_and_store():
     notebook.metadata["language_info"] = language
     notebook.metadata["code9"] = {"fingerprint": fingerprint()}
     if NOTEBOOK.read_bytes() != before:
-        unfinished.unlink()
-        raise RuntimeError("CODE9.ipynb was changed while it ran: the run is dropped.")
-    unfinished.replace(STORED_MODEL)
-    write_whole(NOTEBOOK, (nbformat.writes(notebook) + "\n").encode())
+        raise RuntimeError("CODE9.ipynb was changed while it ran: run it again.")
+    nbformat.write(notebook, NOTEBOOK)
 
 
 def stored_run(notebook):
@@ -91,9 +88,10 @@ def stored_run(notebook):
     return record if whole else None
 
 
-def outputs_of(notebook, identifier):
-    """Return the outputs of the notebook's cell with this id."""
-    return next(c for c in notebook.cells if c.id == identifier).outputs
+def output_of(notebook, identifier):
+    """Return the first output of the notebook's cell with this id, if it has one."""
+    cell = next(cell for cell in notebook.cells if cell.id == identifier)
+    return next(iter(cell.outputs), {})
 
 
 def not_yet(tool="benchmark.py", done="trained"):
@@ -145,12 +143,12 @@ def effect(values, digits):
     return f"**{text}**" if told else text
 
 
-def grouped(runs, records, key=lambda record: record["name"]):
+def grouped(runs, records, key="name"):
     """Return the stored records of the runs, as far as there are some, by a key."""
     groups = collections.defaultdict(list)
     for run in runs:
         if record := find(run, records):
-            groups[key(record)].append(record)
+            groups[record[key]].append(record)
     return groups
 
 
@@ -206,8 +204,7 @@ def rules_table(record, records):
     if record:
         reached.append(f"**{100 * record['accuracy']:.2f} %** in the stored run")
     if group := grouped(seed_runs(SEEDS), records)["assignment"]:
-        count = f"{len(group)} seed{'s' * (len(group) > 1)}"
-        reached.append(f"**{spread(accuracies(group))} %** over {count}")
+        reached.append(f"**{spread(accuracies(group))} %** over {len(group)} seeds")
     rows = [
         ("test accuracy", "≥ 99.4 %", "; ".join(reached) or not_yet()),
         ("parameters", "< 15,000", f"{model.count_params():,}"),
@@ -218,20 +215,13 @@ def rules_table(record, records):
     return table("rule|required|reached", rows)
 
 
-def log(record):
-    """Return the log of the stored run's epochs."""
-    keys = ("loss", "accuracy", "val_loss", "val_accuracy")
-    lines = [f"epoch {keys[0]:>6} {keys[1]} {keys[2]} {keys[3]}"]
-    columns = (record["history"][key] for key in keys)
+def log(history):
+    """Return the log of the epochs."""
+    lines = ["epoch   loss accuracy val_loss val_accuracy"]
+    columns = map(history.get, ("loss", "accuracy", "val_loss", "val_accuracy"))
     for epoch, (a, b, c, d) in enumerate(zip(*columns, strict=True), 1):
         lines.append(f"{epoch:5} {a:6.4f} {b:8.2%} {c:8.4f} {d:12.2%}")
     return "\n".join(["```text", *lines, "```"])
-
-
-def printed(notebook, identifier):
-    """Return what the cell printed, as a block of text."""
-    outputs = outputs_of(notebook, identifier)
-    return f"```text\n{''.join(o.text for o in outputs if 'text' in o).rstrip()}\n```"
 
 
 def net_table():
@@ -272,25 +262,23 @@ def seeds_table(records):
 
 
 def frontier(records):
-    """Return parameters, filters, accuracies of the recipe at each width, by size."""
+    """Return the records of the recipe "assignment" at each width, by size."""
     runs = [Run("assignment", "assignment", seed) for seed in FEW_SEEDS]
-    runs += benchmark.frontier_runs()
-    size = lambda r: (r["parameters"], str(r["settings"]["filters"]))  # noqa: E731
-    groups = grouped(runs, records, size)
-    return [(*key, accuracies(group)) for key, group in sorted(groups.items())]
+    groups = grouped(runs + benchmark.frontier_runs(), records, "parameters")
+    return dict(sorted(groups.items()))
 
 
 def frontier_table(records):
     """Return the table of the recipe "assignment" at other widths."""
-    widths = frontier(records)
-    if len(widths) <= 1:  # one is the recipe itself
-        return not_yet()
-    rows = [
-        (f"{size:,}", f"`{filters}`", len(values), spread(values), f"{min(values):.2f}")
-        for size, filters, values in widths
-    ]
+    rows, small = [], []
+    for size, group in frontier(records).items():
+        filters, values = group[0]["settings"]["filters"], accuracies(group)
+        worst = f"{min(values):.2f}"
+        rows.append((f"{size:,}", f"`{filters}`", len(values), spread(values), worst))
+        small += [size] if values.mean() >= REQUIRED else []
     text = table(">parameters|filters|>n|>mean, %|>worst", rows)
-    small = [size for size, _, values in widths if np.mean(values) >= REQUIRED]
+    if len(rows) <= 1:  # one is the recipe itself
+        return not_yet()
     if small:
         text += f"\n\nThe smallest with a mean of {REQUIRED:.2f} % or more has"
         text += f" {small[0]:,} parameters."
@@ -318,30 +306,26 @@ def stored_times():
     return stored if stored.get("fingerprint") == fingerprint() else None
 
 
-def peers_table(records):
-    """Return the times of the recipes and of the public nets that speed.py stored."""
-    if not (stored := stored_times()):
-        return not_yet("speed.py", "measured")
+def peers_table(times, records):
+    """Return the table of the stored times of the recipes and of the public nets."""
     groups, rows = grouped(seed_runs(SEEDS), records), []
-    for name, t in stored["timed"].items():
-        ends = 100 * np.array(t.get("accuracies", []))
-        values = ends if len(ends) else accuracies(groups[name])
+    for name, t in times["timed"].items():
+        theirs = [{"accuracy": accuracy} for accuracy in t.get("accuracies", ())]
+        values = accuracies(theirs or groups[name])
         reached = f"{spread(values, 3)} (n = {len(values)})" if len(values) else ""
         seconds = f"{t['seconds']:.1f}", f"{t['seconds'] / t['epochs']:.1f}"
         rows.append((name, t["epochs"], *seconds, reached, t["settings"]))
     text = table("training|>epochs|>seconds|>an epoch|>ends at, %|settings", rows)
-    text += f"\n\nMedians of {stored['repeats']} trainings; load average at the start"
-    return f"{text} {stored['load']:.1f}. {stored['machine']}."
+    text += f"\n\nMedians of {times['repeats']} trainings; load average at the start"
+    return f"{text} {times['load']:.1f}. {times['machine']}."
 
 
-def fastest(records):
+def fastest(times, records):
     """Return how many times as long the public nets take as our fastest training.
 
     That is the fastest whose mean is as required, in both groups of seeds.
     """
-    if not (stored := stored_times()):
-        return not_yet("speed.py", "measured")
-    timed, good = stored["timed"], {}
+    timed, good = times["timed"], {}
     for name in timed:
         groups = [grouped(seed_runs(s), records)[name] for s in (SEEDS, FRESH_SEEDS)]
         if all(groups) and min(accuracies(g).mean() for g in groups) >= REQUIRED:
@@ -368,17 +352,19 @@ def photographs_table():
 def generated_parts(notebook, records):
     """Return the generated parts of all pages by name."""
     record, to_run = stored_run(notebook), not_yet("report.py --run", "run")
+    printed = output_of(notebook, "evaluate").get("text")
+    times, to_time = stored_times(), not_yet("speed.py", "measured")
     return {
         "rules": rules_table(record, records),
-        "log": log(record) if record else to_run,
-        "evaluate": printed(notebook, "evaluate") if record else to_run,
+        "log": log(record["history"]) if record else to_run,
+        "evaluate": f"```text\n{printed}```" if record else to_run,
         "net": net_table(),
         "choices": choices_table(records),
         "seeds": seeds_table(records),
         "frontier": frontier_table(records),
         "public": public_table(),
-        "peers": peers_table(records),
-        "fastest": fastest(records),
+        "peers": peers_table(times, records) if times else to_time,
+        "fastest": fastest(times, records) if times else to_time,
         "photographs": photographs_table(),
     }
 
@@ -397,52 +383,36 @@ def fill_notebook(notebook, parts):
     return notebook
 
 
-def finding(groups):
-    """Return what the figure of the comparison shows, in words."""
-    small = [row for row in tab_separated("public") if row["parameters"] < 15_000]
-    if not (group := groups["assignment"]):
-        return f"{len(small)} public networks have fewer than 15,000 parameters"
-    mean = round(accuracies(group).mean(), 2)
-    above = sum(row["accuracy"] >= mean for row in small)
-    if above:
-        return f"{above} of {len(small)} small public networks end at our mean or above"
-    return f"Our mean is above the {len(small)} small public networks shown"
-
-
 def plot_comparison(axis, records):
     """Draw accuracy over parameters: ours and the public ones."""
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
     spot = {"textcoords": "offset points", "fontsize": 10, "bbox": box}
-    dots = []
-    for row in tab_separated("public"):
+    dots, public = [], tab_separated("public")
+    for row in public:
         name, marker = row["who"].split("/")[0], "+" if row["runs"] == 1 else "x"
         numbers = row["parameters"], row["accuracy"], row["deviation"] or None
-        dots.append((name, *numbers, marker, "gray"))
-    groups = grouped(seed_runs(SEEDS), records)
+        dots.append((name, *numbers, marker, "gray", {"color": "dimgray"}))
+    groups, ours = grouped(seed_runs(SEEDS), records), {"color": "tab:blue"}
     for name, group in groups.items():
-        values, size = accuracies(group), group[0]["parameters"]
+        values, marker = accuracies(group), MARKERS.get(name, "o")
         deviation = values.std(ddof=1) if len(values) > 1 else None
-        marker = MARKERS.get(name, "o")
-        dots.append((name, size, values.mean(), deviation, marker, "tab:blue"))
-    for name, size, mean, deviation, marker, color in dots:
+        numbers = group[0]["parameters"], values.mean(), deviation
+        dots.append((name, *numbers, marker, "tab:blue", ours | {"weight": "bold"}))
+    for name, size, mean, deviation, marker, color, style in dots:
         axis.errorbar(size, mean, deviation, fmt=marker, color=color, capsize=3)
         if name in LABELS:
             *offset, side = LABELS[name]
-            where = spot | {"xytext": offset, "ha": side}
-            where["weight"] = "bold" if name in groups else "normal"
-            where["color"] = "dimgray" if color == "gray" else color
-            axis.annotate(name, (size, mean), **where)
-    keys = [("o", "ours, mean of seeds ± deviation", "tab:blue")]
-    keys += [("+", "public, single run", "gray"), ("x", "public, mean of runs", "gray")]
-    for marker, label, color in keys:
-        axis.plot([], [], marker, color=color, label=label)
+            axis.annotate(name, (size, mean), xytext=offset, ha=side, **style, **spot)
+    axis.plot([], [], "o", label="ours, mean of seeds ± deviation", **ours)
+    axis.plot([], [], "+", label="public, single run", color="gray")
+    axis.plot([], [], "x", label="public, mean of runs", color="gray")
     if len(widths := frontier(records)) > 1:
-        line = [size for size, _, _ in widths], [np.mean(v) for _, _, v in widths]
-        style = {"color": "tab:blue", "alpha": 0.5, "zorder": 1}
-        axis.plot(*line, ".-", label="ours, with other widths", **style)
+        means = [accuracies(group).mean() for group in widths.values()]
+        line = {"label": "ours, with other widths", "alpha": 0.5, "zorder": 1}
+        axis.plot(list(widths), means, ".-", **line, **ours)
     axis.axhline(REQUIRED, linestyle="--", color="black", linewidth=1)
-    where = spot | {"xytext": (0, 4), "ha": "right"}
-    axis.annotate("required: 99.4 %", (1.8e6, REQUIRED), **where)
+    here = (1.8e6, REQUIRED)
+    axis.annotate("required: 99.4 %", here, xytext=(0, 4), ha="right", **spot)
     axis.axvline(15_000, linestyle=":", color="black", linewidth=1)
     axis.annotate("limit: 15,000", (15_000, 99.77), xytext=(4, 0), **spot)
     axis.set_ylim(bottom=min(98.5, axis.get_ylim()[0]))  # room for the legend
@@ -450,7 +420,16 @@ def plot_comparison(axis, records):
     axis.set(xscale="log", xlim=(250, 2e6))
     axis.set_xlabel("parameters (of most public ones, trainable only)", fontsize=11)
     axis.set_ylabel("test accuracy after the last epoch (%)", fontsize=11)
-    axis.set_title(finding(groups), fontsize=12)
+    small = public["accuracy"][public["parameters"] < 15_000]
+    title = f"{len(small)} public networks have fewer than 15,000 parameters"
+    if group := groups["assignment"]:
+        above = sum(small >= accuracies(group).mean().round(2))
+        title = (
+            f"{above} of {len(small)} small public networks end at our mean or above"
+        )
+        if not above:
+            title = f"Our mean is above the {len(small)} small public networks shown"
+    axis.set_title(title, fontsize=12)
 
 
 def plot_ablation(axis, records):
@@ -486,7 +465,7 @@ def figures(notebook, records):
     plots = {"comparison.png": plot_comparison, "ablation.png": plot_ablation}
     images = {name: drawn(plot, records) for name, plot in plots.items()}
     for cell, name in SHOWN.items() if stored_run(notebook) else ():
-        data = outputs_of(notebook, cell)[0]["data"]
+        data = output_of(notebook, cell)["data"]
         images[name] = base64.b64decode(data["image/png"])
     return images
 
@@ -499,12 +478,11 @@ def main():
         run_and_store()
     notebook, records = read_notebook(), benchmark.read_records()
     parts = generated_parts(notebook, records)
-    filled = nbformat.writes(fill_notebook(notebook, parts)) + "\n"
-    write_whole(NOTEBOOK, filled.encode())
+    nbformat.write(fill_notebook(notebook, parts), NOTEBOOK)
     for page in PAGES:
-        write_whole(page, fill(page.read_text("utf-8"), parts).encode())
+        page.write_text(fill(page.read_text("utf-8"), parts), "utf-8")
     for name, content in figures(notebook, records).items():
-        write_whole(IMAGES / name, content)
+        (IMAGES / name).write_bytes(content)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import numpy as np
 import tensorflow as tf
 from benchmark import LONGER
 from keras import layers
-from notebook import DATA, REPOSITORY, fingerprint, run_notebook, write_whole
+from notebook import DATA, REPOSITORY, fingerprint, run_notebook
 
 STORE = REPOSITORY / "tests" / "records" / "speed.json"
 OURS = {"quick": ("quick", {})} | LONGER | {"assignment": ("assignment", {})}
@@ -165,8 +165,8 @@ def main():
     record |= {"fingerprint": fingerprint()}
     timed = {name: time_recipe(*ours, repeats) for name, ours in OURS.items()}
     timed |= {name: time_peer(name, repeats) for name in PEERS}
-    text = json.dumps(record | {"timed": timed}, indent=1) + "\n"
-    write_whole(STORE, text.encode())
+    text = json.dumps(record | {"timed": timed}, indent=1)
+    STORE.write_text(f"{text}\n", "utf-8")
     print(text)
 
 
