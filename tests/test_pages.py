@@ -23,8 +23,8 @@ from benchmark import (
     read_records,
     seed_runs,
 )
-from notebook import DATA, NOTEBOOK, REPOSITORY, read_notebook
-from report import IMAGES, PAGES, SHOWN, figures, fill, fill_notebook, generated_parts
+from notebook import DATA, NOTEBOOK, read_notebook
+from report import IMAGES, PAGES, SHOWN, figures, fill, generated_parts
 
 
 @pytest.fixture(scope="module")
@@ -39,24 +39,14 @@ def code_cells(notebook):
     return {cell.id: cell for cell in notebook.cells if cell.cell_type == "code"}
 
 
-@pytest.fixture(scope="module")
-def parts(notebook):
-    """What the generated parts ought to be."""
-    return generated_parts(notebook, read_records())
-
-
-def test_the_notebook_is_valid_and_every_cell_has_an_id(notebook):
+def test_the_notebook_asks_for_python_and_a_gpu_and_stores_nothing_else(notebook):
     nbformat.validate(notebook)
-    stored = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    stored, metadata = json.loads(NOTEBOOK.read_text("utf-8")), notebook.metadata
     assert (stored["nbformat"], stored["nbformat_minor"]) >= (4, 5)
     identifiers = [cell["id"] for cell in stored["cells"]]
     assert len(set(identifiers)) == len(identifiers)
-
-
-def test_it_asks_for_python_and_a_gpu_and_stores_nothing_else(notebook):
-    metadata = notebook.metadata
-    assert metadata.kernelspec.name == "python3"
-    assert metadata.kernelspec.language == "python"
+    kernel = metadata.kernelspec
+    assert (kernel.name, kernel.language) == ("python3", "python")
     assert metadata.accelerator == "GPU"
     assert "version" not in metadata.language_info
     assert not {"widgets", "papermill"} & set(metadata)
@@ -87,19 +77,15 @@ def test_every_code_cell_was_run_in_order_without_trouble(code_cells):
 
 
 def test_it_is_small_and_each_cell_is_short_and_explained(notebook, code_cells):
+    """And no cell calls a backend, so that any backend of Keras runs the same cells."""
     assert NOTEBOOK.stat().st_size < 500_000
     for name, cell in code_cells.items():
         lines = [line for line in cell.source.splitlines() if line.strip()]
         assert max(map(len, lines)) <= 88, name
         assert len(lines) <= 25, name
+        assert not re.search(r"\b(import|from) (tensorflow|jax|torch)\b", cell.source)
     for before, cell in zip(notebook.cells, notebook.cells[1:], strict=False):
         assert not before.cell_type == cell.cell_type == "code", cell.id
-
-
-def test_no_call_of_a_backend_in_the_notebook(code_cells):
-    """So that any backend of Keras runs the same cells."""
-    for cell in code_cells.values():
-        assert not re.search(r"\b(import|from) (tensorflow|jax|torch)\b", cell.source)
 
 
 def test_the_stored_run_is_of_this_code_and_keeps_its_promise(notebook, code_cells):
@@ -110,8 +96,8 @@ def test_the_stored_run_is_of_this_code_and_keeps_its_promise(notebook, code_cel
     assert record["parameters"] < 15_000
     assert len(record["history"]["loss"]) == record["settings"]["epochs"] <= 20
     assert record["accuracy"] == record["history"]["val_accuracy"][-1] >= 0.994
-    printed = "".join(o.get("text", "") for o in code_cells["evaluate"].outputs)
     loss = record["history"]["val_loss"][-1]
+    printed = code_cells["evaluate"].outputs[0].text
     assert f"[{loss:.4f}, {record['accuracy']:.4f}]" in printed
 
 
@@ -123,35 +109,27 @@ def test_the_repository_holds_the_published_mnist(mnist):
         assert hashlib.md5(header + array.tobytes()).hexdigest() in published
 
 
+def test_the_texts_are_those_of_the_records(notebook):
+    """Whatever stands between the markers, the generated parts take its place."""
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    texts += [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    parts, named = generated_parts(notebook, read_records()), set()
+    for text in texts:
+        starts = re.findall(r"<!-- generated: (.+) -->\n", text)
+        assert starts == re.findall(r"\n<!-- end: (.+) -->", text)
+        named |= set(starts)
+        typed = re.sub(r"(<!-- generated.*\n)(.*\n)*?(<!-- end)", r"\1typed\n\3", text)
+        assert fill(typed, parts) == text
+    assert named == set(parts)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
-def test_the_pages_are_those_of_the_records(page, parts):
+def test_the_pages_name_what_there_is(page):
     text = page.read_text(encoding="utf-8")
-    assert "<!-- generated:" in text
-    assert fill(text, parts) == text
     for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
         assert (page.parent / link).exists(), link
     known = set(papermill.inspect_notebook(str(NOTEBOOK)))
     assert set(re.findall(r" -p (\w+) \w", text)) <= known
-
-
-def test_the_notebook_is_that_of_the_records(parts):
-    assert fill_notebook(read_notebook(), parts) == read_notebook()
-
-
-def test_a_number_that_is_changed_by_hand_is_seen(parts):
-    text = PAGES[0].read_text(encoding="utf-8")
-    number = re.search(r"<!-- generated: seeds -->.*?(\d)\d ±", text, re.DOTALL)
-    other = 9 - int(number[1])
-    typed = f"{text[: number.start(1)]}{other}{text[number.end(1) :]}"
-    assert fill(typed, parts) == text != typed
-
-
-def test_every_part_stands_somewhere_between_its_markers(notebook, parts):
-    texts = [page.read_text(encoding="utf-8") for page in PAGES]
-    text = "\n".join([*texts, *(cell.source for cell in notebook.cells)])
-    starts = re.findall(r"<!-- generated: (.+) -->\n", text)
-    assert starts == re.findall(r"\n<!-- end: (.+) -->", text)
-    assert set(starts) == set(parts)
 
 
 @pytest.mark.parametrize("name", ["comparison.png", "ablation.png", *SHOWN.values()])
@@ -185,12 +163,11 @@ def test_ruff_finds_nothing():
 
 
 def test_the_repository_has_its_shape():
-    listed = shutil.which("git") and subprocess.run(
-        ["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
-    if not listed or listed.returncode:
+    git = shutil.which("git") or pytest.skip("git is not installed")
+    command = {"args": [git, "ls-files"], "capture_output": True, "text": True}
+    listed = subprocess.run(**command, check=False).stdout.splitlines()
+    if not listed:
         pytest.skip("not a git checkout")
-    top = {line.split("/")[0] for line in listed.stdout.splitlines()}
-    wanted = {"README.md", "CODE9.ipynb", "requirements.txt", "images", "tests"}
-    assert {name for name in top if not name.startswith(".")} == wanted
-    assert not re.search(r"\.(pyc|log)$", listed.stdout, re.MULTILINE)
+    top = {path.split("/")[0] for path in listed if not path.startswith(".")}
+    assert top == {"README.md", "CODE9.ipynb", "requirements.txt", "images", "tests"}
+    assert not [path for path in listed if path.endswith((".pyc", ".log"))]

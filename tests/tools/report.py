@@ -375,14 +375,6 @@ def fill(text, parts):
     return re.sub(block, lambda m: f"{m[1]}\n{parts[m[2]]}\n{m[3]}", text)
 
 
-def fill_notebook(notebook, parts):
-    """Fill the generated parts of the notebook's text cells in place."""
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            cell.source = fill(cell.source, parts)
-    return notebook
-
-
 def plot_comparison(axis, records):
     """Draw accuracy over parameters: ours and the public ones."""
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
@@ -478,7 +470,10 @@ def main():
         run_and_store()
     notebook, records = read_notebook(), benchmark.read_records()
     parts = generated_parts(notebook, records)
-    nbformat.write(fill_notebook(notebook, parts), NOTEBOOK)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = fill(cell.source, parts)
+    nbformat.write(notebook, NOTEBOOK)
     for page in PAGES:
         page.write_text(fill(page.read_text("utf-8"), parts), "utf-8")
     for name, content in figures(notebook, records).items():
