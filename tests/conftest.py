@@ -1,4 +1,4 @@
-"""Small data and a finished small run, shared by the tests."""
+"""Small data and a small training, shared by the tests."""
 
 import os
 import sys
@@ -11,22 +11,20 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import pytest
-from notebook import DATA, REPOSITORY, run_cells, run_notebook
+from notebook import DATA, REPOSITORY, run_cells
 
 
 @pytest.fixture(scope="session")
 def mnist():
     """The published arrays by name."""
     with np.load(DATA, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive}
+        return dict(archive)
 
 
 @pytest.fixture(scope="session")
 def small_arrays(mnist):
     """The first 640 training and 200 test images, with their labels."""
-    return {
-        name: array[: 640 if "train" in name else 200] for name, array in mnist.items()
-    }
+    return {name: a[: 640 if "train" in name else 200] for name, a in mnist.items()}
 
 
 @pytest.fixture(scope="session")
@@ -35,19 +33,6 @@ def small_data(small_arrays, tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "small.npz"
     np.savez_compressed(path, **small_arrays)
     return path
-
-
-@pytest.fixture(scope="session")
-def small_run(small_data, tmp_path_factory):
-    """A headless run of two epochs on the small data: record, notebook, folder."""
-    folder = tmp_path_factory.mktemp("run")
-    parameters = {
-        "epochs": 2,
-        "data_path": str(small_data),
-        "output_dir": str(folder / "output"),
-    }
-    record = run_notebook(folder / "run.ipynb", parameters)
-    return record, folder / "run.ipynb", folder / "output"
 
 
 @pytest.fixture(scope="session")

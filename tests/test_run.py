@@ -50,22 +50,16 @@ def accuracy_of(network, images, labels):
 
 
 def test_cells_run_again_are_the_same_run(first, cells):
-    run_cell("train", cells)
-    assert cells["model"] is not first["model"]
-    assert same(cells, first)
-    history = cells["record"]["history"]
-    assert history == first["record"]["history"]
-    assert len(history["loss"]) == cells["record"]["settings"]["epochs"] == 2
-
-
-def test_a_parameter_changed_too_late_changes_nothing(first, cells):
+    """Whatever parameters were changed: the cell of the settings was not run again."""
     cells |= {"recipe": "compact", "seed": 7, "epochs": 1, "holdout": 100}
     cells |= {"overrides": {"rotation": 0.0}}
     for identifier in (*AGAIN, "train"):
         run_cell(identifier, cells)
-    assert cells["record"]["settings"] == first["record"]["settings"]
-    assert cells["record"]["evaluated_on"] == "test"
+    assert cells["model"] is not first["model"]
     assert same(cells, first)
+    for key in ("settings", "evaluated_on", "history"):
+        assert cells["record"][key] == first["record"][key]
+    assert len(first["record"]["history"]["loss"]) == 2
 
 
 def test_after_an_interrupt_nothing_is_evaluated_or_saved(cells, tmp_path, monkeypatch):
@@ -96,31 +90,27 @@ def test_settings_or_data_of_another_run_are_not_evaluated(cells, cell, changed)
         run_cell("evaluate", cells)
 
 
-def test_a_second_saving_replaces_the_first_as_a_whole(first, cells, tmp_path):
-    cells |= {"folder": tmp_path, "figures": {"errors": b"of seed 0"}, "seed": 1}
+def test_a_saving_replaces_the_earlier_one_as_a_whole_or_not_at_all(
+    first, cells, tmp_path
+):
+    folder = tmp_path / "CODE9"
+    cells |= {"folder": tmp_path, "figures": {"errors": b"of seed 0"}}
     run_cell("record", cells)
-    assert (tmp_path / "CODE9" / "errors.png").read_bytes() == b"of seed 0"
+    saved = files_in(tmp_path)
+    assert saved[folder / "errors.png"] == b"of seed 0"
+    cells["record"]["accuracy"] = 0.0
+    cells["figures"] = {"curves": b"of a run that fails", "errors": None}
+    with pytest.raises(TypeError):  # when model and record are written already
+        run_cell("record", cells)
+    assert files_in(tmp_path) == saved
+    cells["seed"] = 1
     for identifier in ("settings", "train", "record"):
         run_cell(identifier, cells)
     assert not same(first, cells)  # another seed gives another net
     assert [path.name for path in tmp_path.iterdir()] == ["CODE9"]
-    names = {path.name for path in (tmp_path / "CODE9").iterdir()}
-    assert names == {"CODE9.keras", "results.json"}
-    record = json.loads((tmp_path / "CODE9" / "results.json").read_text())
+    assert {path.name for path in folder.iterdir()} == {"CODE9.keras", "results.json"}
+    record = json.loads((folder / "results.json").read_text())
     assert record["settings"]["seed"] == 1
-
-
-def test_a_failing_saving_leaves_the_earlier_run(cells, tmp_path):
-    cells |= {"folder": tmp_path, "figures": {"curves": b"of the first run"}}
-    run_cell("record", cells)
-    before = files_in(tmp_path)
-    assert len(before) == 3
-    cells["record"]["accuracy"] = 0.0
-    cells["figures"] = {"curves": b"of the second run", "errors": None}
-    with pytest.raises(TypeError):  # when model and record are written already
-        run_cell("record", cells)
-    assert files_in(tmp_path) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["CODE9"]
 
 
 def test_a_holdout_never_touches_the_test_images(small_arrays, tmp_path):
@@ -160,32 +150,9 @@ def test_the_test_set_decides_nothing_and_the_last_epoch_counts(
     assert accuracy_of(cells["model"], images, wrong) == pytest.approx(last)
 
 
-def test_a_small_run_saves_what_it_displays(first, small_run, small_arrays):
-    record, notebook, folder = small_run
-    folder = folder / "CODE9"
-    assert json.loads((folder / "results.json").read_text()) == record
-    assert record["history"] == first["record"]["history"]
-    assert record["versions"]["keras"] == keras.__version__
-    shown = [image for _, image in figures_of(nbformat.read(notebook, 4))]
-    saved = [path.read_bytes() for path in folder.glob("*.png")]
-    assert len(saved) >= 3
-    assert set(saved) <= set(shown)
-    network = keras.saving.load_model(folder / "CODE9.keras")
-    accuracy = accuracy_of(network, small_arrays["x_test"], small_arrays["y_test"])
-    assert accuracy == pytest.approx(record["accuracy"])
-
-
-def figures_of(notebook):
-    """Return alternative text and PNG of each figure in the executed notebook."""
-    outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
-    return [
-        (out.metadata["image/png"]["alt"], base64.b64decode(out.data["image/png"]))
-        for out in outputs
-        if "image/png" in out.get("data", {})
-    ]
-
-
-def test_settings_of_the_user_change_nothing(first, small_data, tmp_path, monkeypatch):
+def test_a_run_saves_what_it_displays_and_heeds_no_settings_of_the_user(
+    first, small_arrays, small_data, tmp_path, monkeypatch
+):
     """A matplotlibrc that is dark and saves PDFs, and a keras.json of other arrays."""
     lines = ["axes.facecolor: black", "figure.facecolor: black", "text.color: white"]
     lines += ["savefig.facecolor: black", "savefig.format: pdf"]
@@ -195,13 +162,24 @@ def test_settings_of_the_user_change_nothing(first, small_data, tmp_path, monkey
     (tmp_path / "keras.json").write_text(json.dumps(keras_settings))
     monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path))
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    output = tmp_path / "run.ipynb"
-    record = run_notebook(output, {"epochs": 2, "data_path": str(small_data)})
+    executed, folder = tmp_path / "run.ipynb", tmp_path / "output" / "CODE9"
+    parameters = {"data_path": str(small_data), "output_dir": str(folder.parent)}
+    record = run_notebook(executed, {"epochs": 2} | parameters)
+    assert json.loads((folder / "results.json").read_text()) == record
     assert record["history"] == first["record"]["history"]
-    figures = figures_of(nbformat.read(output, as_version=4))
-    assert len(figures) >= 5
-    for text, content in figures:
-        assert len(text) > 20
+    assert record["versions"]["keras"] == keras.__version__
+    network = keras.saving.load_model(folder / "CODE9.keras")
+    accuracy = accuracy_of(network, small_arrays["x_test"], small_arrays["y_test"])
+    assert accuracy == pytest.approx(record["accuracy"])
+    cells = nbformat.read(executed, as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    shown = [out for out in outputs if "image/png" in out.get("data", {})]
+    assert all(len(out.metadata["image/png"]["alt"]) > 20 for out in shown)
+    images = [base64.b64decode(out.data["image/png"]) for out in shown]
+    saved = [path.read_bytes() for path in folder.glob("*.png")]
+    assert set(saved) <= set(images)
+    assert len(saved) >= 3 and len(images) >= 5
+    for content in images:
         image = PIL.Image.open(io.BytesIO(content)).convert("RGB")
         corners = [(x, y) for x in (0, image.width - 1) for y in (0, image.height - 1)]
         assert {image.getpixel(corner) for corner in corners} == {(255,) * 3}
