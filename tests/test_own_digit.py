@@ -56,15 +56,6 @@ def watermark(image, random):
     return page
 
 
-def thumbnail(side):
-    """Return a function that makes small pictures of a thin digit."""
-    return lambda image, random: np.array(
-        PIL.Image.fromarray(write(image, random, change=thin)[30:330]).resize(
-            (side, side)
-        )
-    )
-
-
 def lined(axes, every, light, slope):
     """Return a sheet of paper with lines two pixels wide."""
     paper, grid = np.full(PAGE, 0.95), np.indices(PAGE)
@@ -81,28 +72,23 @@ def shadow(random):
     return 0.45 + 0.55 / (1 + np.exp(-across / 12))
 
 
-def grain(random):
-    """Return the noise of a camera in dim light."""
-    return random.normal(0, 0.08, PAGE)
-
-
 RULED, TILTED = lined([0], 32, 0.5, 0), lined([0], 40, 0.35, 0.04)
-SQUARED, FADED = lined([0, 1], 20, 0.65, 0.04), 0.65 + 0.35 * np.cos(np.arange(300) / 9)
+SQUARED = lined([0, 1], 20, 0.65, 0.04)
 KINDS = {  # from an MNIST image and a source of random numbers to a picture
     "dark on light": write,
-    "light on dark": lambda image, random: 1 - write(image, random),
-    "uneven": lambda image, random: write(image, random, change=lambda i: i * FADED),
-    "pencil": lambda image, random: write(image, random, dark=0.65),
-    "thin": lambda image, random: write(image, random, dark=0.5, change=thin),
+    "light on dark": lambda *given: 1 - write(*given),
+    "thin": lambda *given: write(*given, dark=0.5, change=thin),
     "large, at the edge": edge,
-    "small": lambda image, random: write(image, random, side=60),
     "watermark": watermark,
-    **{f"{side} pixels": thumbnail(side) for side in (28, 40, 64)},
-    "ruled": lambda image, random: write(image, random, paper=RULED),
-    "tilted": lambda image, random: write(image, random, paper=TILTED),
-    "squared": lambda image, random: write(image, random, paper=SQUARED),
+    "30 pixels": lambda *given: (
+        write(*given, change=thin)[30:330].reshape(30, 10, 30, 10).mean(axis=(1, 3))
+    ),
+    "tilted": lambda *given: write(*given, paper=TILTED),
+    "squared": lambda *given: write(*given, paper=SQUARED),
     "shadow": lambda image, random: write(image, random) * shadow(random),
-    "noise": lambda image, random: KINDS["pencil"](image, random) + grain(random),
+    "noise": lambda image, random: (
+        write(image, random, dark=0.65) + random.normal(0, 0.08, PAGE)
+    ),
 }
 
 
@@ -172,9 +158,8 @@ def test_what_shows_no_digit_is_refused(page, cells):
         cells["read_digit"](save(page))
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_several_digits_are_refused(count, cells, mnist):
-    digits = np.pad(np.hstack(mnist["x_test"][:count]), 4).repeat(6, 0).repeat(6, 1)
+def test_several_digits_are_refused(cells, mnist):
+    digits = np.pad(np.hstack(mnist["x_test"][:2]), 4).repeat(6, 0).repeat(6, 1)
     with pytest.raises(ValueError, match=NONE_FOUND):
         cells["read_digit"](save(1 - digits / 255))
 
