@@ -95,6 +95,10 @@ def code_that_trains(notebook):
     that binds it. Imports, the settings (a record holds them), comments, docstrings and
     messages are left out.
     """
+
+    def names_in(statement):
+        return [n for n in ast.walk(statement) if isinstance(n, ast.Name)]
+
     cells = {c.id: ast.parse(c.source).body for c in notebook.cells if "outputs" in c}
     order = list(cells)
     wanted, bound = [*cells["train"]], {}
@@ -104,22 +108,15 @@ def code_that_trains(notebook):
                 continue
             if ast.unparse(statement).startswith(("os.environ", "keras.config")):
                 wanted.append(statement)
-            names = {getattr(statement, "name", None)}
-            if names == {None}:
-                nodes = [n for n in ast.walk(statement) if isinstance(n, ast.Name)]
-                names = {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
-            for name in names:
+            stored = {n.id for n in names_in(statement) if isinstance(n.ctx, ast.Store)}
+            for name in {statement.name} if hasattr(statement, "name") else stored:
                 bound.setdefault(name, []).append(statement)
-    kept = []
+    kept = set()
     while wanted:
-        kept.append(wanted.pop())
-        for node in ast.walk(kept[-1]):
-            if isinstance(node, ast.Name):
-                wanted += bound.pop(node.id, ())
-    kept = {id(statement): statement for statement in kept}.values()
-    return "\n".join(
-        sorted(ast.unparse(_Bare().visit(statement)) for statement in kept)
-    )
+        kept.add(statement := wanted.pop())
+        for node in names_in(statement):
+            wanted += bound.pop(node.id, ())
+    return "\n".join(sorted(ast.unparse(_Bare().visit(each)) for each in kept))
 
 
 @functools.cache

@@ -110,9 +110,9 @@ def table(head, rows):
 
 def tab_separated(name):
     """Return the rows of a file of tab-separated values in tests/records."""
-    path, as_named = RECORDS / f"{name}.tsv", {"deletechars": "", "replace_space": " "}
-    kinds = {"dtype": None, "encoding": "utf-8", "comments": None}
-    return np.genfromtxt(path, delimiter="\t", names=True, **kinds, **as_named)
+    form = {"delimiter": "\t", "comments": None, "encoding": "utf-8", "dtype": None}
+    form |= {"names": True, "deletechars": "", "replace_space": " "}  # names as given
+    return np.genfromtxt(RECORDS / f"{name}.tsv", **form)
 
 
 def accuracies(records):
@@ -296,8 +296,8 @@ def public_table():
         link += row["network"] and f", {row['network']}"
         size = f"{row['parameters']:,}{'T' * (row['counted'] == 'trainable')}"
         rows.append((link, size, f"{row['epochs']:,}", shown, row["runs"]))
-    text = table("who|>parameters|>epochs|>accuracy, %|>runs", rows)
-    return f"{text}\n\n{SCAN}"
+    head = "who|>parameters|>epochs|>accuracy, %|>runs"
+    return f"{table(head, rows)}\n\n{SCAN}"
 
 
 def stored_times():
