@@ -21,7 +21,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
-from benchmark import FEW_SEEDS, FRESH_SEEDS, SEEDS, Run, find, seed_runs
+from benchmark import FEW_SEEDS, FRESH_SEEDS, SEEDS, Run, ablation_runs, find, seed_runs
 from nbclient import NotebookClient
 from notebook import (
     DATA,
@@ -160,8 +160,7 @@ def differences(records):
     compared only where both learned the same labels. The plain baseline comes first,
     then the worst.
     """
-    runs = {(run.name, run.seed, run.fold): run for run in benchmark.ablation_runs()}
-    stored = {key: find(run, records) for key, run in runs.items()}
+    stored = {(r.name, r.seed, r.fold): find(r, records) for r in ablation_runs()}
     changes = collections.defaultdict(lambda: ([], []))
     for (name, *place), record in stored.items():
         base = stored.get(("as it is", *place))
@@ -183,7 +182,7 @@ def choices_table(records):
     ]
     text = table("one change of `assignment`|>points|>loss|>n", rows)
     if rows:
-        base = accuracies(grouped(benchmark.ablation_runs(), records)["as it is"])
+        base = accuracies(grouped(ablation_runs(), records)["as it is"])
         text += f"\n\nUnchanged: {spread(base)} % of the images held out"
         text += f" (n = {len(base)})."
     return text
