@@ -7,6 +7,7 @@ cores, so more jobs than half the cores gain little.
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
@@ -110,12 +111,18 @@ class Run:
         rolled = f"np.roll(array, {self.fold * HOLDOUT}, axis=0) for array in {read}"
         return self.edits | {f"images, labels = {read}": f"images, labels = ({rolled})"}
 
+    def parameters(self):
+        """Return the parameters of the notebook that say what images are used."""
+        holdout = 0 if self.fold is None else HOLDOUT
+        return {"data_path": str(DATA), "holdout": holdout}
+
     def key(self):
         """Return what determines the record of the run, as JSON has it."""
+        edits = tuple(self.all_edits().items())
         return {
-            "fingerprint": fingerprint(edits=tuple(self.all_edits().items())),
+            "fingerprint": fingerprint(edits=edits),
             "settings": settings_of(self.recipe, self.seed, self.overrides),
-            "evaluated_on": "test" if self.fold is None else "hold-out",
+            "data": digest_of(self.fold, **self.parameters()),
         }
 
     def train(self):
@@ -127,8 +134,7 @@ class Run:
             recipe=self.recipe,
             seed=self.seed,
             overrides=self.overrides,
-            holdout=0 if self.fold is None else HOLDOUT,
-            data_path=str(DATA),
+            **self.parameters(),
         )
         record = dict(cells["record"])
         fingerprint.cache_clear()
@@ -138,6 +144,13 @@ class Run:
         versions = {"keras": cells["keras"].__version__}
         versions["python"] = platform.python_version()
         return {"name": self.name, "fold": self.fold} | key | record | versions
+
+
+@functools.cache
+def digest_of(fold, **parameters):
+    """Return the hash of the images and labels that a run of this fold uses."""
+    edits = Run("", "assignment", 0, fold=fold).all_edits()
+    return run_cells("split", edits=edits, **parameters)["digest"].hexdigest()
 
 
 def frontier_runs():
