@@ -86,7 +86,7 @@ def test_after_an_interrupt_nothing_is_evaluated_or_saved(cells, tmp_path, monke
 def test_settings_or_data_of_another_run_are_not_evaluated(cells, cell, changed):
     cells |= changed
     run_cell(cell, cells)
-    with pytest.raises(RuntimeError, match="of another run"):
+    with pytest.raises(RuntimeError, match="from another run"):
         run_cell("evaluate", cells)
 
 
@@ -207,7 +207,7 @@ def test_the_script_of_it_trains(small_data, tmp_path):
 
 
 def test_the_main_job_passes_the_assignment(tmp_path):
-    """All of it: 20 epochs on the published MNIST, without a screen."""
+    """All of it: 20 epochs on the published MNIST, headless."""
     record = run_notebook(tmp_path / "run.ipynb", {"data_path": str(DATA)})
     stored = find_record(read_notebook())
     for key in ("settings", "data", "parameters", "evaluated_on", "training_images"):

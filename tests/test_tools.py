@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import report
 import speed
-from benchmark import ABLATION, FOLDS, Run, find
+from benchmark import ABLATION, PAIRS, Run, find
 from notebook import code_that_trains, fingerprint, read_notebook, run_cells
 
 
@@ -62,11 +62,10 @@ def test_the_table_of_choices_compares_the_same_seed_and_fold():
         "a constant learning rate": [(0.98, 0.56)],
         report.PLAIN: [(0.989, 0.2), (0.979, 0.3)],
     }
-    places = [(0, FOLDS[0]), (0, FOLDS[1]), (2, FOLDS[0])]
     records = [
         record_of(changed(name, *place), *value)
         for name, pairs in values.items()
-        for place, value in zip(places, pairs, strict=False)
+        for place, value in zip(PAIRS, pairs, strict=False)
     ]
     table = report.choices_table(records)
     assert rows_of(table) == [  # 12.706 * 0.1 = 1.271 is half the interval of ±0.1
@@ -81,17 +80,20 @@ def test_the_table_of_choices_compares_the_same_seed_and_fold():
 
 def test_the_table_of_other_widths():
     runs = benchmark.frontier_runs()
-    small = [run for run in runs if run.overrides["filters"][0] == 5 and run.seed < 2]
+    small = [run for run in runs if run.overrides["filters"][1] == 8 and run.seed < 2]
     whole = [Run("assignment", "assignment", seed) for seed in (0, 9)]
+    compact = Run("compact", "compact", 4)
     records = [record_of(run, 0.99 + run.seed / 1e3, parameters=702) for run in small]
     records += [record_of(run, 0.996) for run in whole]
+    records += [record_of(compact, 0.995, parameters=1_982)]
     text = report.frontier_table(records)
-    assert text.endswith(" 99.40 % or more has 14,720 parameters.")
-    assert rows_of(text) == [
-        ["702", "`[5, 8, 9, 9, 10]`", "2", "99.05 ± 0.07", "99.00"],
-        ["14,720", "`[16, 32, 56, 72, 72]`", "1", "99.60", "99.60"],  # seed 9 is not in
+    assert text.endswith(" 99.40 % or more has 1,982 parameters.")
+    assert rows_of(text) == [  # seed 9 is not in
+        ["`assignment`", "702", "`[5, 8, 9, 9, 10]`", "2", "99.05 ± 0.07", "99.00"],
+        ["`assignment`", "14,720", "`[16, 32, 56, 72, 72]`", "1", "99.60", "99.60"],
+        ["`compact`", "1,982", "`[9, 17, 17, 17, 18]`", "1", "99.50", "99.50"],
     ]
-    assert report.frontier_table(records[2:]) == report.not_yet()
+    assert report.frontier_table([]) == report.not_yet()
 
 
 @pytest.mark.parametrize("accuracy, title", [

@@ -7,6 +7,7 @@ cores, so more jobs than half the cores gain little.
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
@@ -20,8 +21,10 @@ from tqdm import tqdm
 STORE = REPOSITORY / "tests" / "records" / "benchmark.jsonl"
 SEEDS = tuple(range(10))  # earlier editions were tested with these seeds, too
 FRESH_SEEDS = tuple(range(20, 25))  # never used before this edition was settled
-FEW_SEEDS = tuple(range(5))  # of the ablation and the frontier
-FOLDS = (0, 1)  # which 10,000 training images the ablation holds out: the last, ...
+FEW_SEEDS = tuple(range(5))  # of the frontier
+# Seed and fold of the ablation's pairs; a fold is which 10,000 training images are held
+# out: the last, or the 10,000 before them.
+PAIRS = ((0, 0), (0, 1), (1, 0), (2, 1), (3, 0), (4, 1))
 HOLDOUT = 10_000
 TO_ADAM = {
     "return Muon(": "return keras.optimizers.Adam(",
@@ -68,16 +71,25 @@ ABLATION = {
 }
 # A recipe of more epochs: its name, the recipe, and the settings that are replaced.
 LONGER = {"quick, 2 epochs": ("quick", {"epochs": 2})}
-# Other widths of the recipe "assignment", from the smallest to the largest.
-FRONTIER = (
-    [5, 8, 9, 9, 10],
-    [6, 10, 12, 12, 12],
-    [7, 13, 15, 16, 16],
-    [8, 16, 18, 18, 18],
-    [9, 18, 22, 24, 26],
-    [11, 22, 30, 34, 38],
-    [14, 28, 42, 52, 52],
-)
+# Other widths of two recipes, from the smallest to the largest.
+FRONTIER = {
+    "assignment": (
+        [5, 8, 9, 9, 10],
+        [6, 10, 12, 12, 12],
+        [7, 13, 15, 16, 16],
+        [8, 16, 18, 18, 18],
+        [9, 18, 22, 24, 26],
+        [11, 22, 30, 34, 38],
+        [14, 28, 42, 52, 52],
+    ),
+    "compact": (
+        [5, 11, 11, 11, 12],
+        [7, 14, 14, 14, 15],
+        [10, 19, 19, 19, 19],
+        [12, 22, 22, 22, 22],
+        [15, 30, 30, 30, 31],
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -99,12 +111,18 @@ class Run:
         rolled = f"np.roll(array, {self.fold * HOLDOUT}, axis=0) for array in {read}"
         return self.edits | {f"images, labels = {read}": f"images, labels = ({rolled})"}
 
+    def parameters(self):
+        """Return the parameters of the notebook that say what images are used."""
+        holdout = 0 if self.fold is None else HOLDOUT
+        return {"data_path": str(DATA), "holdout": holdout}
+
     def key(self):
         """Return what determines the record of the run, as JSON has it."""
+        edits = tuple(self.all_edits().items())
         return {
-            "fingerprint": fingerprint(edits=tuple(self.all_edits().items())),
+            "fingerprint": fingerprint(edits=edits),
             "settings": settings_of(self.recipe, self.seed, self.overrides),
-            "evaluated_on": "test" if self.fold is None else "hold-out",
+            "data": digest_of(self.fold, **self.parameters()),
         }
 
     def train(self):
@@ -116,8 +134,7 @@ class Run:
             recipe=self.recipe,
             seed=self.seed,
             overrides=self.overrides,
-            holdout=0 if self.fold is None else HOLDOUT,
-            data_path=str(DATA),
+            **self.parameters(),
         )
         record = dict(cells["record"])
         fingerprint.cache_clear()
@@ -129,12 +146,20 @@ class Run:
         return {"name": self.name, "fold": self.fold} | key | record | versions
 
 
+@functools.cache
+def digest_of(fold, **parameters):
+    """Return the hash of the images and labels that a run of this fold uses."""
+    edits = Run("", "assignment", 0, fold=fold).all_edits()
+    return run_cells("split", edits=edits, **parameters)["digest"].hexdigest()
+
+
 def frontier_runs():
-    """Return the runs of the recipe "assignment" at other widths."""
+    """Return the runs of recipes at other widths."""
     return [
-        Run("other widths", "assignment", seed, {"filters": filters})
+        Run("other widths", recipe, seed, {"filters": filters})
+        for recipe, widths in FRONTIER.items()
         for seed in FEW_SEEDS
-        for filters in FRONTIER
+        for filters in widths
     ]
 
 
@@ -152,8 +177,7 @@ def ablation_runs():
     """Return the runs of the ablation, on held-out images."""
     return [
         Run(name, "assignment", seed, overrides, fold, edits)
-        for seed in FEW_SEEDS
-        for fold in FOLDS
+        for seed, fold in PAIRS
         for name, (overrides, edits) in ABLATION.items()
     ]
 

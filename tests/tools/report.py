@@ -59,6 +59,7 @@ LABELS = {
     "quick": (9, -14, "left"),
 }
 MARKERS = {"assignment": "o", "compact": "s", "quick": "D", "quick, 2 epochs": "^"}
+LINES = {"assignment": ".-", "compact": ".--"}  # of other widths
 
 
 def run_and_store():
@@ -260,27 +261,26 @@ def seeds_table(records):
     return table(head, rows)
 
 
-def frontier(records):
-    """Return the records of the recipe "assignment" at each width, by size."""
-    runs = [Run("assignment", "assignment", seed) for seed in FEW_SEEDS]
-    groups = grouped(runs + benchmark.frontier_runs(), records, "parameters")
-    return dict(sorted(groups.items()))
+def frontier(recipe, records):
+    """Return the records of the recipe at each width, by size."""
+    runs = [run for run in benchmark.frontier_runs() if run.recipe == recipe]
+    runs += [Run(recipe, recipe, seed) for seed in FEW_SEEDS]  # as it is
+    return dict(sorted(grouped(runs, records, "parameters").items()))
 
 
 def frontier_table(records):
-    """Return the table of the recipe "assignment" at other widths."""
-    rows, small = [], []
-    for size, group in frontier(records).items():
-        filters, values = group[0]["settings"]["filters"], accuracies(group)
-        worst = f"{min(values):.2f}"
-        rows.append((f"{size:,}", f"`{filters}`", len(values), spread(values), worst))
-        small += [size] if values.mean() >= REQUIRED else []
-    text = table(">parameters|filters|>n|>mean, %|>worst", rows)
-    if len(rows) <= 1:  # one is the recipe itself
-        return not_yet()
-    if small:
+    """Return the table of recipes at other widths."""
+    rows, enough = [], []
+    for recipe in benchmark.FRONTIER:
+        for size, group in frontier(recipe, records).items():
+            filters, values = group[0]["settings"]["filters"], accuracies(group)
+            measured = len(values), spread(values), f"{min(values):.2f}"
+            rows.append((f"`{recipe}`", f"{size:,}", f"`{filters}`", *measured))
+            enough += [size] if values.mean() >= REQUIRED else []
+    text = table("recipe|>parameters|filters|>n|>mean, %|>worst", rows)
+    if enough:
         text += f"\n\nThe smallest with a mean of {REQUIRED:.2f} % or more has"
-        text += f" {small[0]:,} parameters."
+        text += f" {min(enough):,} parameters."
     return text
 
 
@@ -397,10 +397,11 @@ def plot_comparison(axis, records):
     axis.plot([], [], "o", label="ours, mean of seeds ± deviation", **ours)
     axis.plot([], [], "+", label="public, single run", color="gray")
     axis.plot([], [], "x", label="public, mean of runs", color="gray")
-    if len(widths := frontier(records)) > 1:
+    for recipe, style in LINES.items():
+        widths = frontier(recipe, records)
         means = [accuracies(group).mean() for group in widths.values()]
-        line = {"label": "ours, with other widths", "alpha": 0.5, "zorder": 1}
-        axis.plot(list(widths), means, ".-", **line, **ours)
+        look = ours | {"label": f"ours, {recipe} at other widths", "alpha": 0.5}
+        axis.plot(list(widths), means, style, zorder=1, **look)
     axis.axhline(REQUIRED, linestyle="--", color="black", linewidth=1)
     here = (1.8e6, REQUIRED)
     axis.annotate("required: 99.4 %", here, xytext=(0, 4), ha="right", **spot)
