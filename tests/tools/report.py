@@ -66,7 +66,8 @@ def run_and_store():
     """Execute the notebook in place, and keep its network."""
     notebook, before = read_notebook(), NOTEBOOK.read_bytes()
     language = dict(notebook.metadata["language_info"])  # the run adds its Python's
-    save = f"model.save({str(STORED_MODEL)!r})"
+    unfinished = STORED_MODEL.with_name("unfinished.keras")
+    save = f"model.save({str(unfinished)!r})"
     notebook.cells.append(nbformat.v4.new_code_cell(save))
     client = NotebookClient(notebook, coalesce_streams=True, record_timing=False)
     client.execute(cwd=str(REPOSITORY))
@@ -78,6 +79,7 @@ def run_and_store():
     notebook.metadata["code9"] = {"fingerprint": fingerprint()}
     if NOTEBOOK.read_bytes() != before:
         raise RuntimeError("CODE9.ipynb was changed while it ran: run it again.")
+    unfinished.replace(STORED_MODEL)
     nbformat.write(notebook, NOTEBOOK)
 
 
