@@ -65,7 +65,7 @@ def lined(axes, every, light, slope):
 
 
 def shadow(random):
-    """Return the light: a soft-edged half of the page has 45 % of it."""
+    """Return the light: a soft-edged half of the page has 45% of it."""
     angle = random.uniform(0, 2 * np.pi)
     down, right = (np.indices(PAGE).T - (180, 150)).T
     across = np.cos(angle) * right + np.sin(angle) * down

@@ -34,7 +34,7 @@ def rows_of(table):
 
 
 def test_an_effect_is_bold_if_its_interval_excludes_zero():
-    # Student's t for 95 % and three values is 4.303: 4.303 * 0.1 / sqrt(3) = 0.248.
+    # Student's t for 95% and three values is 4.303: 4.303 * 0.1 / sqrt(3) = 0.248.
     assert report.effect([0.1, 0.2, 0.3], 3) == "+0.200 ± 0.248"
     assert report.effect([-0.3, -0.4, -0.2], 2) == "**-0.30 ± 0.25**"
     assert report.effect([0.1], 3) == "+0.100"
@@ -49,7 +49,7 @@ def test_the_tables_of_seeds_and_rules():
         ["`assignment`", "14,720", "20", *ten, "1", "99.550, worst 99.55"],
     ]
     rules = [row[2] for row in rows_of(report.rules_table({"accuracy": 0.99}, records))]
-    accuracy = "**99.00 %** in the stored run; **99.35 ± 0.07 %** over 2 seeds"
+    accuracy = "**99.00%** in the stored run; **99.35 ± 0.07%** over 2 seeds"
     assert rules == [accuracy, "14,720", "20", "none", "none"]
     assert rows_of(report.rules_table(None, []))[0][2] == report.not_yet()
 
@@ -74,7 +74,7 @@ def test_the_table_of_choices_compares_the_same_seed_and_fold():
         ["no label smoothing", "-0.500 ± 0.000", "", "2"],
         ["ReLU instead of SiLU", "+0.000 ± 1.271", "+0.0100 ± 0.0000", "2"],
     ]
-    assert "\n\nUnchanged: 98.50 ± 0.71 % of" in table
+    assert "\n\nUnchanged: 98.50 ± 0.71% of" in table
     assert table.endswith("(mean ± standard deviation, n = 2).")
     assert report.choices_table(records[2:]) == report.not_yet()
 
@@ -88,7 +88,7 @@ def test_the_table_of_other_widths():
     records += [record_of(run, 0.996) for run in whole]
     records += [record_of(compact, 0.995, parameters=1_982)]
     text = report.frontier_table(records)
-    assert text.endswith(" 99.40 % or more has 1,982 parameters.")
+    assert text.endswith(" 99.40% or more has 1,982 parameters.")
     assert rows_of(text) == [  # seed 9 is not in
         ["`assignment`", "702", "`[5, 8, 9, 9, 10]`", "2", "99.05 ± 0.07", "99.00"],
         ["`assignment`", "14,720", "`[16, 32, 56, 72, 72]`", "1", "99.60", "99.60"],
@@ -146,7 +146,7 @@ def test_only_a_training_that_is_accurate_enough_is_called_faster():
     quick[1]["accuracy"] = 0.9939  # of the fresh seeds
     text = report.fastest(times, whole + quick)
     assert "assignment: 10 s" in text
-    assert "them takes 2.5 times as long (3 epochs, to 99.10 %)" in text
+    assert "them takes 2.5 times as long (3 epochs, to 99.10%)" in text
     assert report.fastest(times, whole[:1] + quick).startswith("None")
 
 

@@ -46,7 +46,7 @@ PLAIN = next(name for name in benchmark.ABLATION if name.startswith("plain"))
 SCAN = """\
 In 141 public repositories, some of them copies, there are 774 runs of 10 to 20 epochs
 that start from new weights with fewer than 15,000 parameters. Of these, 231 end at
-99.40 % or more and one at 99.60 %; the median is 99.31 %. None is a mean over seeds."""
+99.40% or more and one at 99.60%; the median is 99.31%. None is a mean over seeds."""
 # The labels of the figure, and where they go; ours have a marker, too.
 LABELS = {
     "ruslangrimov": (-8, 1, "right"),
@@ -134,7 +134,7 @@ def spread(values, digits=2):
 
 
 def interval(values):
-    """Return mean, half its 95 % interval (Student's t), and if that excludes zero."""
+    """Return mean, half its 95% interval (Student's t), and if that excludes zero."""
     mean, count, error = np.mean(values), len(values), np.nan
     if count > 1:
         error = stats.sem(values) * stats.t.ppf(0.975, count - 1)
@@ -142,7 +142,7 @@ def interval(values):
 
 
 def effect(values, digits):
-    """Return the mean of differences ± half its 95 % interval, bold if not zero."""
+    """Return the mean of differences ± half its 95% interval, bold if not zero."""
     mean, error, told = interval(values)
     text = f"{mean:+.{digits}f} ± {error:.{digits}f}".removesuffix(" ± nan")
     return f"**{text}**" if told else text
@@ -188,7 +188,7 @@ def choices_table(records):
     text = table("one change of `assignment`|>points|>loss|>n", rows)
     if rows:
         base = accuracies(grouped(ablation_runs(), records)["as it is"])
-        text += f"\n\nUnchanged: {spread(base)} % of the images held out are right"
+        text += f"\n\nUnchanged: {spread(base)}% of the images held out are right"
         text += f" (mean ± standard deviation, n = {len(base)})."
     return text
 
@@ -206,11 +206,11 @@ def rules_table(record, records):
     dense = sum("Dense" in type(layer).__name__ for layer in model.layers)
     biases = sum(len(v.shape) == 1 for v in model.trainable_variables)
     if record:
-        reached.append(f"**{100 * record['accuracy']:.2f} %** in the stored run")
+        reached.append(f"**{100 * record['accuracy']:.2f}%** in the stored run")
     if group := grouped(seed_runs(SEEDS), records)["assignment"]:
-        reached.append(f"**{spread(accuracies(group))} %** over {len(group)} seeds")
+        reached.append(f"**{spread(accuracies(group))}%** over {len(group)} seeds")
     rows = [
-        ("test accuracy", "≥ 99.4 %", "; ".join(reached) or not_yet()),
+        ("test accuracy", "≥ 99.4%", "; ".join(reached) or not_yet()),
         ("parameters", "< 15,000", f"{model.count_params():,}"),
         ("epochs", "≤ 20", settings_of("assignment")["epochs"]),
         ("dense layers", "none", dense or "none"),
@@ -281,7 +281,7 @@ def frontier_table(records):
             enough += [size] if values.mean() >= REQUIRED else []
     text = table("recipe|>parameters|filters|>n|>mean, %|>worst", rows)
     if enough:
-        text += f"\n\nThe smallest with a mean of {REQUIRED:.2f} % or more has"
+        text += f"\n\nThe smallest with a mean of {REQUIRED:.2f}% or more has"
         text += f" {min(enough):,} parameters."
     return text
 
@@ -334,11 +334,11 @@ def fastest(times, records):
     if not good:
         return "None of ours is accurate enough on average."
     name = min(good, key=good.get)
-    text = f"Our fastest training whose mean is {REQUIRED:.2f} % or more is {name}:"
+    text = f"Our fastest training whose mean is {REQUIRED:.2f}% or more is {name}:"
     text += f" {good[name]:.0f} s. On the same machine, "
     text += " and ".join(
         f"{other} takes {t['seconds'] / good[name]:.1f} times as long"
-        f" ({t['epochs']} epochs, to {100 * np.mean(t['accuracies']):.2f} %)"
+        f" ({t['epochs']} epochs, to {100 * np.mean(t['accuracies']):.2f}%)"
         for other, t in timed.items()
         if "accuracies" in t  # not one of ours
     )
@@ -407,7 +407,7 @@ def plot_comparison(axis, records):
         axis.plot(list(widths), means, style, zorder=1, **look)
     axis.axhline(REQUIRED, linestyle="--", color="black", linewidth=1)
     here = (1.8e6, REQUIRED)
-    axis.annotate("required: 99.4 %", here, xytext=(0, 4), ha="right", **spot)
+    axis.annotate("required: 99.4%", here, xytext=(0, 4), ha="right", **spot)
     axis.axvline(15_000, linestyle=":", color="black", linewidth=1)
     axis.annotate("limit: 15,000", (15_000, 99.77), xytext=(4, 0), **spot)
     axis.set_ylim(bottom=min(98.5, axis.get_ylim()[0]))  # room for the legend
@@ -428,7 +428,7 @@ def plot_comparison(axis, records):
 
 
 def plot_ablation(axis, records):
-    """Draw the changes: a dot for each pair, means, and 95 % intervals."""
+    """Draw the changes: a dot for each pair, means, and 95% intervals."""
     changes, told = differences(records), 0
     for place, (points, _) in enumerate(changes.values()):
         mean, error, excludes_zero = interval(points)
@@ -438,9 +438,9 @@ def plot_ablation(axis, records):
     axis.set_yticks(range(len(changes)), [textwrap.fill(name, 36) for name in changes])
     axis.invert_yaxis()
     axis.axvline(0, color="black", linewidth=1)
-    meaning = "mean of the pairs with its 95 % interval; dots: pairs of seed and fold"
+    meaning = "mean of the pairs with its 95% interval; dots: pairs of seed and fold"
     axis.set_xlabel(f"change of hold-out accuracy (percentage points)\n{meaning}")
-    title = f"{told} of {len(changes)} changes have a 95 % interval that excludes zero"
+    title = f"{told} of {len(changes)} changes have a 95% interval that excludes zero"
     axis.set_title(title if changes else not_yet(), fontsize=12)
 
 
