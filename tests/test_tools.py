@@ -88,7 +88,8 @@ def test_the_table_of_other_widths():
     records += [record_of(run, 0.996) for run in whole]
     records += [record_of(compact, 0.995, parameters=1_982)]
     text = report.frontier_table(records)
-    assert text.endswith(" 99.40% or more has 1,982 parameters.")
+    assert report.smallest(records).endswith(" over 5 seeds has 1,982 parameters.")
+    assert report.smallest(records[:2]) == report.not_yet()
     assert rows_of(text) == [  # seed 9 is not in
         ["`assignment`", "702", "`[5, 8, 9, 9, 10]`", "2", "99.05 ± 0.07", "99.00"],
         ["`assignment`", "14,720", "`[16, 32, 56, 72, 72]`", "1", "99.60", "99.60"],
