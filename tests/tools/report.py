@@ -78,6 +78,7 @@ def run_and_store():
     notebook.metadata["language_info"] = language
     notebook.metadata["code9"] = {"fingerprint": fingerprint()}
     if NOTEBOOK.read_bytes() != before:
+        unfinished.unlink()
         raise RuntimeError("CODE9.ipynb was changed while it ran: run it again.")
     unfinished.replace(STORED_MODEL)
     nbformat.write(notebook, NOTEBOOK)
