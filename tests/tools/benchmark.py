@@ -151,38 +151,26 @@ def digest_of(fold, **parameters):
     return run_cells("split", edits=edits, **parameters)["digest"].hexdigest()
 
 
-def frontier_runs():
-    """Return the runs of recipes at other widths."""
-    return [
+def all_runs():
+    """Return every run that the pages speak of, the most important first."""
+    trainings = {name: (name, {}) for name in recipes()} | LONGER
+    runs = [
+        Run(name, recipe, seed, overrides)
+        for seed in SEEDS + FRESH_SEEDS
+        for name, (recipe, overrides) in trainings.items()
+    ]
+    runs += [
         Run("other widths", recipe, seed, {"filters": filters})
         for recipe, widths in FRONTIER.items()
         for seed in FEW_SEEDS
         for filters in widths
     ]
-
-
-def seed_runs(seeds):
-    """Return the runs of the recipes as they are, and of LONGER, on the test images."""
-    named = {name: (name, {}) for name in recipes()} | LONGER
-    return [
-        Run(name, recipe, seed, overrides)
-        for seed in seeds
-        for name, (recipe, overrides) in named.items()
-    ]
-
-
-def ablation_runs():
-    """Return the runs of the ablation, on held-out images."""
-    return [
+    runs += [
         Run(name, "assignment", seed, overrides, fold, edits)
         for seed, fold in PAIRS
         for name, (overrides, edits) in ABLATION.items()
     ]
-
-
-def all_runs():
-    """Return every run that the pages speak of, the most important first."""
-    return seed_runs(SEEDS + FRESH_SEEDS) + frontier_runs() + ablation_runs()
+    return runs
 
 
 def read_records():
@@ -195,6 +183,16 @@ def find(run, records):
     """Return the record of this run by the present code and settings, or None."""
     wanted = {"name": run.name, "fold": run.fold} | run.key()
     return next((r for r in records if wanted.items() <= r.items()), None)
+
+
+def whole_records():
+    """Return the records of all runs, or raise LookupError if one is not stored."""
+    records = read_records()
+    found = [find(run, records) for run in all_runs()]
+    if missing := found.count(None):
+        message = f"{missing} runs are not stored: run tests/tools/benchmark.py."
+        raise LookupError(message)
+    return found
 
 
 def main():

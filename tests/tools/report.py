@@ -1,16 +1,14 @@
 """Writes the tables and figures of README, tests/README and notebook from the records.
 
 What is generated stands between the markers <!-- generated: NAME --> and
-<!-- end: NAME -->. Of our own results nothing is typed; public.tsv and SCAN hold what
-others published. A test fails if the pages differ from what this program would write.
-Records of other code or settings do not count, and what is not measured yet is left
-out. With --run the notebook is run first, and its outputs and its network are stored.
+<!-- end: NAME -->; a test fails if it differs from what this program would write. Of
+our own results nothing is typed; public.tsv holds what others published. With --run
+the notebook is run first, and its outputs and its network are stored.
 """
 
 import argparse
 import base64
 import collections
-import functools
 import io
 import json
 import re
@@ -20,33 +18,21 @@ import benchmark
 import matplotlib
 import matplotlib.pyplot as plt
 import nbformat
+import notebook as source
 import numpy as np
-from benchmark import FEW_SEEDS, FRESH_SEEDS, SEEDS, Run, ablation_runs, find, seed_runs
+from benchmark import FEW_SEEDS, FRESH_SEEDS, SEEDS
 from nbclient import NotebookClient
-from notebook import (
-    DATA,
-    NOTEBOOK,
-    REPOSITORY,
-    find_record,
-    fingerprint,
-    read_notebook,
-    run_cells,
-    settings_of,
-)
+from notebook import NOTEBOOK, REPOSITORY, fingerprint
 from scipy import stats
 
 PAGES = (REPOSITORY / "README.md", REPOSITORY / "tests" / "README.md")
 RECORDS = REPOSITORY / "tests" / "records"
 SPEED = RECORDS / "speed.json"
 IMAGES = REPOSITORY / "images"
-STORED_MODEL = DATA.with_name("CODE9.keras")
+STORED_MODEL = source.DATA.with_name("CODE9.keras")
 SHOWN = {"curves": "curves.png", "wrong": "errors.png"}  # cells, and their figures
 REQUIRED = 99.4
 PLAIN = next(name for name in benchmark.ABLATION if name.startswith("plain"))
-SCAN = """\
-In 141 public repositories, some of them copies, there are 774 runs of 10 to 20 epochs
-that start from new weights with fewer than 15,000 parameters. Of these, 231 end at
-99.40% or more and one at 99.60%; the median is 99.31%. None is a mean over seeds."""
 # The labels of the figure, and where they go; ours have a marker, too.
 LABELS = {
     "ruslangrimov": (-8, 1, "right"),
@@ -64,7 +50,7 @@ LINES = {"assignment": ".-", "compact": ".--"}  # of other widths
 
 def run_and_store():
     """Execute the notebook in place, and keep its network."""
-    notebook, before = read_notebook(), NOTEBOOK.read_bytes()
+    notebook, before = source.read_notebook(), NOTEBOOK.read_bytes()
     language = dict(notebook.metadata["language_info"])  # the run adds its Python's
     unfinished = STORED_MODEL.with_name("unfinished.keras")
     save = f"model.save({str(unfinished)!r})"
@@ -85,22 +71,28 @@ def run_and_store():
 
 
 def stored_run(notebook):
-    """Return the record of the notebook's own run if it is of the present code."""
-    record, current = find_record(notebook), settings_of("assignment")
+    """Return the record of the notebook's own run.
+
+    Raises LookupError if there is none of the present code and settings.
+    """
+    record, current = source.find_record(notebook), source.settings_of("assignment")
     code = notebook.metadata.get("code9", {}).get("fingerprint")
-    whole = record and code == fingerprint() and record["settings"] == current
-    return record if whole else None
+    if not record or code != fingerprint() or record["settings"] != current:
+        raise LookupError("The stored run is of other code: run report.py --run.")
+    return record
+
+
+def stored_times():
+    """Return what speed.py stored, or raise LookupError if it is of other code."""
+    stored = json.loads(SPEED.read_text("utf-8")) if SPEED.exists() else {}
+    if stored.get("fingerprint") != fingerprint():
+        raise LookupError("The times are of other code: run tests/tools/speed.py.")
+    return stored
 
 
 def output_of(notebook, identifier):
-    """Return the first output of the notebook's cell with this id, if it has one."""
-    cell = next(cell for cell in notebook.cells if cell.id == identifier)
-    return next(iter(cell.outputs), {})
-
-
-def not_yet(tool="benchmark.py", done="trained"):
-    """Return what stands in the place of something that is not recorded."""
-    return f"Not {done} by the present code yet: run tests/tools/{tool}."
+    """Return the first output of the notebook's cell with this id."""
+    return next(cell for cell in notebook.cells if cell.id == identifier).outputs[0]
 
 
 def table(head, rows):
@@ -108,8 +100,7 @@ def table(head, rows):
     names = head.split("|")
     rules = ["---:" if name.startswith(">") else "---" for name in names]
     lines = [[name.lstrip(">") for name in names], rules, *rows]
-    lines = [f"|{'|'.join(map(str, line))}|" for line in lines]
-    return "\n".join(lines) if rows else not_yet()
+    return "\n".join(f"|{'|'.join(map(str, line))}|" for line in lines)
 
 
 def tab_separated(name):
@@ -126,56 +117,59 @@ def accuracies(records):
 
 def spread(values, digits=2):
     """Return mean and deviation of values, as text."""
-    if not len(values):
-        return ""
-    text = f"{np.mean(values):.{digits}f}"
-    if len(values) == 1:
-        return text
-    return f"{text} ± {np.std(values, ddof=1):.{digits}f}"
+    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
 
 
 def interval(values):
     """Return mean, half its 95% interval (Student's t), and if that excludes zero."""
-    mean, count, error = np.mean(values), len(values), np.nan
-    if count > 1:
-        error = stats.sem(values) * stats.t.ppf(0.975, count - 1)
-    return mean, error, count > 2 and abs(mean) > error  # two can be equal by chance
+    low, high = stats.ttest_1samp(values, 0).confidence_interval()
+    return (low + high) / 2, (high - low) / 2, low * high > 0
 
 
 def effect(values, digits):
     """Return the mean of differences ± half its 95% interval, bold if not zero."""
     mean, error, told = interval(values)
-    text = f"{mean:+.{digits}f} ± {error:.{digits}f}".removesuffix(" ± nan")
+    text = f"{mean:+.{digits}f} ± {error:.{digits}f}"
     return f"**{text}**" if told else text
 
 
-def grouped(runs, records, key="name"):
-    """Return the stored records of the runs, as far as there are some, by a key."""
+def by_training(records, seeds):
+    """Return the records on the test images from the seeds, by the training's name."""
     groups = collections.defaultdict(list)
-    for run in runs:
-        if record := find(run, records):
-            groups[record[key]].append(record)
+    for record in records:
+        whole = record["fold"] is None and record["name"] != "other widths"
+        if whole and record["settings"]["seed"] in seeds:
+            groups[record["name"]].append(record)
     return groups
+
+
+def by_width(records, recipe):
+    """Return the records of a recipe and of its other widths, by parameters."""
+    groups = collections.defaultdict(list)
+    for record in records:
+        settings, named = record["settings"], record["name"] in (recipe, "other widths")
+        if named and settings["recipe"] == recipe and settings["seed"] in FEW_SEEDS:
+            groups[record["parameters"]].append(record)
+    return dict(sorted(groups.items()))
 
 
 def differences(records):
     """Return what each change did on the hold-out: changes of accuracy and of loss.
 
-    That is, by name, a pair of lists, with one value for each seed and fold that the
-    unchanged recipe was trained with, too; accuracies are in points. Losses are
-    compared only where both learned the same labels. The plain baseline comes first,
-    then the worst.
+    That is, by name, a pair of lists, with one value for each seed and fold; accuracies
+    are in points. Losses are compared only where both learned the same labels. The
+    plain baseline comes first, then the worst.
     """
-    stored = {(r.name, r.seed, r.fold): find(r, records) for r in ablation_runs()}
+    held_out = [r for r in records if r["fold"] is not None]
+    stored = {(r["name"], r["settings"]["seed"], r["fold"]): r for r in held_out}
     changes = collections.defaultdict(lambda: ([], []))
     for (name, *place), record in stored.items():
-        base = stored.get(("as it is", *place))
-        if name == "as it is" or not record or not base:
-            continue
-        points, losses = changes[name]
-        points.append(100 * (record["accuracy"] - base["accuracy"]))
-        if len({r["settings"]["label_smoothing"] for r in (record, base)}) == 1:
-            losses.append(record["loss"] - base["loss"])
+        base = stored["as it is", *place]
+        if name != "as it is":
+            points, losses = changes[name]
+            points.append(100 * (record["accuracy"] - base["accuracy"]))
+            if len({r["settings"]["label_smoothing"] for r in (record, base)}) == 1:
+                losses.append(record["loss"] - base["loss"])
     order = sorted(changes, key=lambda n: (n != PLAIN, np.mean(changes[n][0])))
     return {name: changes[name] for name in order}
 
@@ -187,33 +181,28 @@ def choices_table(records):
         for name, (points, losses) in differences(records).items()
     ]
     text = table("one change of `assignment`|>points|>loss|>n", rows)
-    if rows:
-        base = accuracies(grouped(ablation_runs(), records)["as it is"])
-        text += f"\n\nUnchanged: {spread(base)}% of the images held out are right"
-        text += f" (mean ± standard deviation, n = {len(base)})."
-    return text
+    base = accuracies(record for record in records if record["name"] == "as it is")
+    text += f"\n\nUnchanged: {spread(base)}% of the images held out are right"
+    return f"{text} (mean ± standard deviation, n = {len(base)})."
 
 
-@functools.cache
 def network():
     """Return the network of the recipe "assignment", not trained."""
-    cells = run_cells("model", skip=("load", "split", "digits"))
+    cells = source.run_cells("model", skip=("load", "split", "digits"))
     return cells["build_model"](cells["settings"])
 
 
 def rules_table(record, records):
     """Return the assignment's rules, and how the stored run and the seeds meet them."""
-    model, reached = network(), []
+    model, group = network(), by_training(records, SEEDS)["assignment"]
     dense = sum("Dense" in type(layer).__name__ for layer in model.layers)
     biases = sum(len(v.shape) == 1 for v in model.trainable_variables)
-    if record:
-        reached.append(f"**{100 * record['accuracy']:.2f}%** in the stored run")
-    if group := grouped(seed_runs(SEEDS), records)["assignment"]:
-        reached.append(f"**{spread(accuracies(group))}%** over {len(group)} seeds")
+    reached = f"**{100 * record['accuracy']:.2f}%** in the stored run; "
+    reached += f"**{spread(accuracies(group))}%** over {len(group)} seeds"
     rows = [
-        ("test accuracy", "≥ 99.4%", "; ".join(reached) or not_yet()),
+        ("test accuracy", "≥ 99.4%", reached),
         ("parameters", "< 15,000", f"{model.count_params():,}"),
-        ("epochs", "≤ 20", settings_of("assignment")["epochs"]),
+        ("epochs", "≤ 20", record["settings"]["epochs"]),
         ("dense layers", "none", dense or "none"),
         ("trained biases, batch norm's beta included", "none", biases or "none"),
     ]
@@ -251,31 +240,23 @@ def net_table():
 
 def seeds_table(records):
     """Return the table of our recipes over seeds."""
-    ten, fresh = (grouped(seed_runs(seeds), records) for seeds in (SEEDS, FRESH_SEEDS))
+    ten, fresh = (by_training(records, seeds) for seeds in (SEEDS, FRESH_SEEDS))
     rows = []
     for name, group in ten.items():
         settings, size = group[0]["settings"], f"{group[0]['parameters']:,}"
         recipe, row = settings["recipe"], [settings["epochs"]]
         for values in map(accuracies, (group, fresh[name])):
-            worst = f", worst {min(values):.2f}" if len(values) else ""
-            row += [len(values), f"{spread(values, 3)}{worst}"]
+            row += [len(values), f"{spread(values, 3)}, worst {min(values):.2f}"]
         rows.append((f"`{recipe}`{name.removeprefix(recipe)}", size, *row))
     head = "recipe|>parameters|>epochs|>n|>accuracy, %|>fresh n|>accuracy, %"
     return table(head, rows)
-
-
-def frontier(recipe, records):
-    """Return the records of the recipe at each width, by size."""
-    runs = [run for run in benchmark.frontier_runs() if run.recipe == recipe]
-    runs += [Run(recipe, recipe, seed) for seed in FEW_SEEDS]  # as it is
-    return dict(sorted(grouped(runs, records, "parameters").items()))
 
 
 def frontier_table(records):
     """Return the table of recipes at other widths."""
     rows = []
     for recipe in benchmark.FRONTIER:
-        for size, group in frontier(recipe, records).items():
+        for size, group in by_width(records, recipe).items():
             filters, values = group[0]["settings"]["filters"], accuracies(group)
             measured = len(values), spread(values), f"{min(values):.2f}"
             rows.append((f"`{recipe}`", f"{size:,}", f"`{filters}`", *measured))
@@ -284,15 +265,14 @@ def frontier_table(records):
 
 def smallest(records):
     """Return how small a network is enough on average."""
-    sizes = [
+    size = min(
         size
         for recipe in benchmark.FRONTIER
-        for size, group in frontier(recipe, records).items()
+        for size, group in by_width(records, recipe).items()
         if accuracies(group).mean() >= REQUIRED
-    ]
+    )
     text = f"Our smallest network with a mean of {REQUIRED:.2f}% or more over"
-    text += f" {len(FEW_SEEDS)} seeds has {min(sizes, default=0):,} parameters."
-    return text if sizes else not_yet()
+    return f"{text} {len(FEW_SEEDS)} seeds has {size:,} parameters."
 
 
 def public_table():
@@ -306,23 +286,16 @@ def public_table():
         link += row["network"] and f", {row['network']}"
         size = f"{row['parameters']:,}{'T' * (row['counted'] == 'trainable')}"
         rows.append((link, size, f"{row['epochs']:,}", shown, row["runs"]))
-    head = "who|>parameters|>epochs|>accuracy, %|>runs"
-    return f"{table(head, rows)}\n\n{SCAN}"
-
-
-def stored_times():
-    """Return what speed.py stored if it is of the present code, or None."""
-    stored = json.loads(SPEED.read_text("utf-8")) if SPEED.exists() else {}
-    return stored if stored.get("fingerprint") == fingerprint() else None
+    return table("who|>parameters|>epochs|>accuracy, %|>runs", rows)
 
 
 def peers_table(times, records):
     """Return the table of the stored times of the recipes and of the public nets."""
-    groups, rows = grouped(seed_runs(SEEDS), records), []
+    groups, rows = by_training(records, SEEDS), []
     for name, t in times["timed"].items():
         theirs = [{"accuracy": accuracy} for accuracy in t.get("accuracies", ())]
         values = accuracies(theirs or groups[name])
-        reached = f"{spread(values, 3)} (n = {len(values)})" if len(values) else ""
+        reached = f"{spread(values, 3)} (n = {len(values)})"
         seconds = f"{t['seconds']:.1f}", f"{t['seconds'] / t['epochs']:.1f}"
         rows.append((name, t["epochs"], *seconds, reached, t["settings"]))
     text = table("training|>epochs|>seconds|>an epoch|>ends at, %|settings", rows)
@@ -335,18 +308,15 @@ def fastest(times, records):
 
     That is the fastest whose mean is as required, in both groups of seeds.
     """
-    timed, good = times["timed"], {}
-    for name in timed:
-        groups = [grouped(seed_runs(s), records)[name] for s in (SEEDS, FRESH_SEEDS)]
-        if all(groups) and min(accuracies(g).mean() for g in groups) >= REQUIRED:
-            good[name] = timed[name]["seconds"]
-    if not good:
-        return "None of ours is accurate enough on average."
-    name = min(good, key=good.get)
+    timed = times["timed"]
+    groups = [by_training(records, seeds) for seeds in (SEEDS, FRESH_SEEDS)]
+    means = {name: [accuracies(g[name]).mean() for g in groups] for name in groups[0]}
+    good = [name for name in timed if min(means.get(name, [0])) >= REQUIRED]
+    seconds, name = min((timed[name]["seconds"], name) for name in good)
     text = f"Our fastest training whose mean is {REQUIRED:.2f}% or more is {name}:"
-    text += f" {good[name]:.0f} s. On the same machine, "
+    text += f" {seconds:.0f} s. On the same machine, "
     text += " and ".join(
-        f"{other} takes {t['seconds'] / good[name]:.1f} times as long"
+        f"{other} takes {t['seconds'] / seconds:.1f} times as long"
         f" ({t['epochs']} epochs, to {100 * np.mean(t['accuracies']):.2f}%)"
         for other, t in timed.items()
         if "accuracies" in t  # not one of ours
@@ -362,21 +332,18 @@ def photographs_table():
 
 def generated_parts(notebook, records):
     """Return the generated parts of all pages by name."""
-    record, to_run = stored_run(notebook), not_yet("report.py --run", "run")
-    printed = output_of(notebook, "evaluate").get("text")
-    times, to_time = stored_times(), not_yet("speed.py", "measured")
-    quickest = fastest(times, records) if times else to_time
+    record, times = stored_run(notebook), stored_times()
     return {
         "rules": rules_table(record, records),
-        "log": log(record["history"]) if record else to_run,
-        "evaluate": f"```text\n{printed}```" if record else to_run,
+        "log": log(record["history"]),
+        "evaluate": f"```text\n{output_of(notebook, 'evaluate').text}```",
         "net": net_table(),
         "choices": choices_table(records),
         "seeds": seeds_table(records),
         "frontier": frontier_table(records),
         "public": public_table(),
-        "peers": peers_table(times, records) if times else to_time,
-        "findings": f"{smallest(records)}\n\n{quickest}",
+        "peers": peers_table(times, records),
+        "findings": f"{smallest(records)}\n\n{fastest(times, records)}",
         "photographs": photographs_table(),
     }
 
@@ -395,45 +362,40 @@ def plot_comparison(axis, records):
     for row in public:
         name, marker = row["who"].split("/")[0], "+" if row["runs"] == 1 else "x"
         numbers = row["parameters"], row["accuracy"], row["deviation"] or None
-        dots.append((name, *numbers, marker, "gray", {"color": "dimgray"}))
-    groups, ours = grouped(seed_runs(SEEDS), records), {"color": "tab:blue"}
+        dots.append((name, *numbers, marker, "dimgray"))
+    groups = by_training(records, SEEDS)
     for name, group in groups.items():
-        values, marker = accuracies(group), MARKERS.get(name, "o")
-        deviation = values.std(ddof=1) if len(values) > 1 else None
-        numbers = group[0]["parameters"], values.mean(), deviation
-        dots.append((name, *numbers, marker, "tab:blue", ours | {"weight": "bold"}))
-    for name, size, mean, deviation, marker, color, style in dots:
+        values = accuracies(group)
+        numbers = group[0]["parameters"], values.mean(), values.std(ddof=1)
+        dots.append((name, *numbers, MARKERS.get(name, "o"), "tab:blue"))
+    for name, size, mean, deviation, marker, color in dots:
         axis.errorbar(size, mean, deviation, fmt=marker, color=color, capsize=3)
         if name in LABELS:
             *offset, side = LABELS[name]
-            axis.annotate(name, (size, mean), xytext=offset, ha=side, **style, **spot)
-    axis.plot([], [], "o", label="ours, mean of seeds ± deviation", **ours)
-    axis.plot([], [], "+", label="public, single run", color="gray")
-    axis.plot([], [], "x", label="public, mean of runs", color="gray")
+            place = {"xytext": offset, "ha": side, "color": color}
+            axis.annotate(name, (size, mean), **place, **spot)
+    axis.plot([], [], "o", label="ours, mean of seeds ± deviation", color="tab:blue")
+    axis.plot([], [], "+", label="public, single run", color="dimgray")
+    axis.plot([], [], "x", label="public, mean of runs", color="dimgray")
     for recipe, style in LINES.items():
-        widths = frontier(recipe, records)
+        widths = by_width(records, recipe)
         means = [accuracies(group).mean() for group in widths.values()]
-        look = ours | {"label": f"ours, {recipe} at other widths", "alpha": 0.5}
-        axis.plot(list(widths), means, style, zorder=1, **look)
+        look = {"label": f"ours, {recipe} at other widths", "color": "tab:blue"}
+        axis.plot(list(widths), means, style, alpha=0.5, zorder=1, **look)
     axis.axhline(REQUIRED, linestyle="--", color="black", linewidth=1)
     here = (1.8e6, REQUIRED)
     axis.annotate("required: 99.4%", here, xytext=(0, 4), ha="right", **spot)
     axis.axvline(15_000, linestyle=":", color="black", linewidth=1)
     axis.annotate("limit: 15,000", (15_000, 99.77), xytext=(4, 0), **spot)
-    axis.set_ylim(bottom=min(98.5, axis.get_ylim()[0]))  # room for the legend
     axis.legend(loc="lower right", fontsize=10)
     axis.set(xscale="log", xlim=(250, 2e6))
     axis.set_xlabel("parameters (of most public ones, trainable only)", fontsize=11)
     axis.set_ylabel("test accuracy (%)", fontsize=11)
     small = public["accuracy"][public["parameters"] < 15_000]
-    title = f"{len(small)} public networks have fewer than 15,000 parameters"
-    if group := groups["assignment"]:
-        above = sum(small >= accuracies(group).mean().round(2))
-        title = (
-            f"{above} of {len(small)} small public networks end at our mean or above"
-        )
-        if not above:
-            title = f"Our mean is above the {len(small)} small public networks shown"
+    above = sum(small >= accuracies(groups["assignment"]).mean().round(2))
+    title = (
+        f"{above or 'None'} of the {len(small)} small public networks reach our mean"
+    )
     axis.set_title(title, fontsize=12)
 
 
@@ -451,7 +413,7 @@ def plot_ablation(axis, records):
     meaning = "mean of the pairs with its 95% interval; dots: pairs of seed and fold"
     axis.set_xlabel(f"change of hold-out accuracy (percentage points)\n{meaning}")
     title = f"{told} of {len(changes)} changes have a 95% interval that excludes zero"
-    axis.set_title(title if changes else not_yet(), fontsize=12)
+    axis.set_title(title, fontsize=12)
 
 
 def drawn(plot, records):
@@ -469,9 +431,8 @@ def figures(notebook, records):
     """Return the PNGs that the README shows, by file name."""
     plots = {"comparison.png": plot_comparison, "ablation.png": plot_ablation}
     images = {name: drawn(plot, records) for name, plot in plots.items()}
-    for cell, name in SHOWN.items() if stored_run(notebook) else ():
-        data = output_of(notebook, cell)["data"]
-        images[name] = base64.b64decode(data["image/png"])
+    for cell, name in SHOWN.items():
+        images[name] = base64.b64decode(output_of(notebook, cell)["data"]["image/png"])
     return images
 
 
@@ -481,7 +442,7 @@ def main():
     parser.add_argument("--run", action="store_true", help="run the notebook first")
     if parser.parse_args().run:
         run_and_store()
-    notebook, records = read_notebook(), benchmark.read_records()
+    notebook, records = source.read_notebook(), benchmark.whole_records()
     parts = generated_parts(notebook, records)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
