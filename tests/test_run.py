@@ -114,20 +114,15 @@ def test_a_saving_replaces_the_earlier_one_as_a_whole_or_not_at_all(
 
 
 def test_a_holdout_never_touches_the_test_images(small_arrays, tmp_path):
-    """They are missing from one file, and poisoned in the other."""
-    alone = {k: v for k, v in small_arrays.items() if "train" in k}
-    poison = {"x_test": np.full(3, np.nan), "y_test": np.array([{}], dtype=object)}
-    runs = []
-    for number, arrays in enumerate((alone, small_arrays | poison)):
-        path = tmp_path / f"{number}.npz"
-        np.savez(path, **arrays)
-        runs.append(trained(path, epochs=1, holdout=100))
-    assert same(*runs)
-    record = runs[0]["record"]
+    """They are missing."""
+    path = tmp_path / "train.npz"
+    np.savez(path, **{k: v for k, v in small_arrays.items() if "train" in k})
+    cells = trained(path, epochs=1, holdout=100)
+    record, model = cells["record"], cells["model"]
     assert record["evaluated_on"] == "hold-out"
     assert (record["training_images"], record["evaluation_images"]) == (540, 100)
     held_out = small_arrays["x_train"][540:], small_arrays["y_train"][540:]
-    assert accuracy_of(runs[0]["model"], *held_out) == pytest.approx(record["accuracy"])
+    assert accuracy_of(model, *held_out) == pytest.approx(record["accuracy"])
 
 
 def test_the_test_set_decides_nothing_and_the_last_epoch_counts(
