@@ -30,21 +30,23 @@ def test_a_bad_parameter_is_named(parameters, message, small_data):
         run_cells("output", data_path=str(small_data), **parameters)
 
 
-@pytest.mark.parametrize("arrays", [
-    {"x_train": np.zeros((640, 32, 32), "uint8")},
-    {"y_train": np.zeros(639, "uint8")},
-    {"x_train": np.zeros((640, 28, 28), "float32")},
-    {"y_test": np.zeros(200, "int64")},
-    {"y_test": np.full(200, 10, "uint8")},
-    {"x_train": np.array([{}, {}], dtype=object)},
-    None,  # as if a download was cut off
+@pytest.mark.parametrize(("name", "array", "reason"), [
+    ("x_train", np.zeros((640, 32, 32), "uint8"), r"x_train \(640, 32, 32\)"),
+    ("y_train", np.zeros(639, "uint8"), r"x_train \(640, 28, 28\)"),
+    ("x_train", np.zeros((640, 28, 28), "float32"), "x_train float32"),
+    ("y_test", np.zeros(200, "int64"), "y_test int64"),
+    ("y_test", np.full(200, 10, "uint8"), "y_test up to 10"),
+    ("x_train", np.array([{}, {}], dtype=object), "allow_pickle=False"),
+    ("a download that was cut off", None, "not a zip file"),
 ])  # fmt: skip
-def test_a_file_that_is_not_mnist_is_refused(arrays, small_arrays, tmp_path):
+def test_a_file_that_is_not_mnist_is_refused(
+    name, array, reason, small_arrays, tmp_path
+):
     path = tmp_path / "bad.npz"
-    np.savez(path, **(small_arrays | (arrays or {})))
-    if not arrays:
+    np.savez(path, **(small_arrays | {name: array}))
+    if array is None:
         path.write_bytes(path.read_bytes()[:50_000])
-    message = r"This is not MNIST: .*\. Set data_path to a copy of https://.*mnist.npz"
+    message = f"This is not MNIST: .*{reason}.*Set data_path to a copy of https://"
     with pytest.raises(ValueError, match=message):
         run_cells("split", data_path=str(path))
 

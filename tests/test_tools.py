@@ -217,6 +217,17 @@ def test_each_change_runs_to_the_end(name, small_data, monkeypatch):
     assert (code == fingerprint()) == (not edits)
 
 
+def test_the_benchmark_makes_what_is_missing_once(tmp_path, monkeypatch):
+    """In a process of its own: three steps of a small network on the whole MNIST."""
+    run = Run("small", "quick", 3, {"filters": [1] * 5, "batch_size": 20_000})
+    monkeypatch.setattr(benchmark, "STORE", tmp_path / "benchmark.jsonl")
+    monkeypatch.setattr(benchmark, "all_runs", lambda: [run])
+    monkeypatch.setattr("sys.argv", ["benchmark.py"])
+    for _ in range(2):
+        benchmark.main()
+        assert benchmark.read_records() == benchmark.whole_records()
+
+
 def test_a_fold_holds_out_other_images(small_data, mnist, monkeypatch):
     monkeypatch.setattr(benchmark, "HOLDOUT", 64)
     for fold, first in ((0, 576), (1, 512)):
