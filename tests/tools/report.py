@@ -198,7 +198,9 @@ def rules_table(record, records):
     dense = sum("Dense" in type(layer).__name__ for layer in model.layers)
     biases = sum(len(v.shape) == 1 for v in model.trainable_variables)
     reached = f"**{100 * record['accuracy']:.2f}%** in the stored run; "
-    reached += f"**{spread(accuracies(group))}%** over {len(group)} seeds"
+    reached += (
+        f"**{spread(accuracies(group))}%** (mean ± deviation) of {len(group)} seeds"
+    )
     rows = [
         ("test accuracy", "≥ 99.4%", reached),
         ("parameters", "< 15,000", f"{model.count_params():,}"),
@@ -271,8 +273,11 @@ def smallest(records):
         for size, group in by_width(records, recipe).items()
         if accuracies(group).mean() >= REQUIRED
     )
-    text = f"Our smallest network with a mean of {REQUIRED:.2f}% or more over"
-    return f"{text} {len(FEW_SEEDS)} seeds has {size:,} parameters."
+    text = (
+        f"Of the widths that were tried with {len(FEW_SEEDS)} seeds each, the smallest"
+    )
+    text += f" whose mean is {REQUIRED:.2f}% or more has {size:,} parameters."
+    return textwrap.fill(text, 94)
 
 
 def public_table():
