@@ -1,6 +1,6 @@
 """Bad input ends in one clear error, before any training."""
 
-import functools
+import inspect
 
 import keras
 import numpy as np
@@ -12,28 +12,22 @@ from notebook import run_cell, run_cells
     ({"recipe": "fast"}, "recipe.*'assignment', 'compact'"),
     ({"seed": -1}, "seed.*greater than or equal to 0"),
     ({"epochs": 21}, "epochs.*less than or equal to 20"),
-    ({"epochs": -1}, "epochs.*greater than or equal to 1"),
     ({"epochs": "3"}, "epochs.*valid integer"),
     ({"overrides": {"rate": 1.0}}, "rate.*not permitted"),
-    ({"overrides": {"learning_rate": float("nan")}}, "learning_rate.*less than"),
-    ({"overrides": {"seed": 3}}, "multiple values for keyword argument 'seed'"),
     ({"overrides": {"filters": [16, 32]}}, "filters.*at least 5 items"),
-    ({"overrides": {"filters": [16, 0, 9, 9, 9]}}, "filters.*greater than 0"),
     ({"overrides": {"filters": [16, 32, 56, 72, 99]}}, "parameters are too many"),
-    ({"holdout": -5}, "holdout = -5: give 0 to 639 images"),
     ({"holdout": 640}, "holdout = 640: give 0 to 639 images"),
     ({"holdout": True}, "holdout = True: give 0 to 639 images"),
     ({"holdout": 127}, "last batch would be one image: choose another holdout"),
 ], ids=str)  # fmt: skip
 def test_a_bad_parameter_is_named(parameters, message, small_data):
-    with pytest.raises((ValueError, TypeError), match=f"(?s){message}"):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
         run_cells("output", data_path=str(small_data), **parameters)
 
 
 @pytest.mark.parametrize(("name", "array", "reason"), [
     ("x_train", np.zeros((640, 32, 32), "uint8"), r"x_train \(640, 32, 32\)"),
     ("y_train", np.zeros(639, "uint8"), r"x_train \(640, 28, 28\)"),
-    ("x_train", np.zeros((640, 28, 28), "float32"), "x_train float32"),
     ("y_test", np.zeros(200, "int64"), "y_test int64"),
     ("y_test", np.full(200, 10, "uint8"), "y_test up to 10"),
     ("x_train", np.array([{}, {}], dtype=object), "allow_pickle=False"),
@@ -51,28 +45,18 @@ def test_a_file_that_is_not_mnist_is_refused(
         run_cells("split", data_path=str(path))
 
 
-def test_another_file_in_the_cache_of_keras_is_not_used(
-    small_data, tmp_path, monkeypatch
-):
-    """With no repository around it and no network, but a cached file."""
-    cached = tmp_path / "datasets" / "mnist.npz"
-    cached.parent.mkdir()
-    cached.write_bytes(small_data.read_bytes())
-    get_file = functools.partial(keras.utils.get_file, cache_dir=tmp_path)
+def test_what_is_downloaded_is_what_keras_would(small_data, tmp_path, monkeypatch):
+    """With no repository around it: Keras' own loader has the same address and hash."""
+    loader = inspect.getsource(keras.datasets.mnist.load_data)
+
+    def get_file(name, origin, file_hash):
+        assert origin.endswith(f"/{name}") and origin.removesuffix(name) in loader
+        assert file_hash in loader
+        return small_data
+
     monkeypatch.setattr(keras.utils, "get_file", get_file)
     monkeypatch.chdir(tmp_path)
-    cells = run_cells("load")
-    cells["ORIGIN"] = "http://127.0.0.1:9"
-    with pytest.raises(ValueError, match=r"This is not MNIST: .*Set data_path"):
-        cells["load"]("", "train")
-
-
-def test_a_folder_in_the_home_folder_is_made_there(cells, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    cells["output_dir"] = "~/a/b"
-    run_cell("output", cells)
-    assert cells["folder"] == tmp_path / "a" / "b"
-    assert list(cells["folder"].iterdir()) == []
+    assert run_cells("load")["load"]("", "train")[0].shape == (640, 28, 28)
 
 
 @pytest.mark.parametrize(("name", "message"), [
@@ -85,6 +69,7 @@ def test_a_folder_that_cannot_be_is_refused(
     name, message, cells, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "file").touch()
     (tmp_path / "CODE9").mkdir()
     cells["output_dir"] = name
@@ -93,3 +78,5 @@ def test_a_folder_that_cannot_be_is_refused(
     assert {path.name for path in tmp_path.rglob("*")} == {"file", "CODE9"}
     (tmp_path / "CODE9" / "results.json").touch()
     run_cell("output", cells | {"output_dir": "."})  # an earlier run is replaced
+    run_cell("output", cells | {"output_dir": "~/a/b"})
+    assert (tmp_path / "a" / "b").is_dir()

@@ -86,9 +86,6 @@ KINDS = {  # from an MNIST image and a source of random numbers to a picture
     "tilted": lambda *given: write(*given, paper=TILTED),
     "squared": lambda *given: write(*given, paper=SQUARED),
     "shadow": lambda image, random: write(image, random) * shadow(random),
-    "noise": lambda image, random: (
-        write(image, random, dark=0.65) + random.normal(0, 0.08, PAGE)
-    ),
 }
 
 
@@ -117,19 +114,17 @@ def formats(page):
     """Return files of the same picture by the name of their format."""
     exif, deep = PIL.Image.Exif(), np.array(page).astype("uint16")
     exif[0x0112] = 6  # to be turned a quarter clockwise
-    files = {
+    clear = PIL.Image.new("RGBA", page.size, "black")
+    clear.putalpha(PIL.Image.eval(page, lambda value: 255 if value < 140 else 0))
+    return {
         "rotation": save(page.rotate(90, expand=True), "JPEG", exif=exif),
         "large": save(page.resize((3000, 3600)), "JPEG"),
         "palette": save(page.convert("P"), "GIF"),
         "CMYK": save(page.convert("CMYK"), "JPEG"),
+        "12 bits": save(PIL.Image.fromarray(deep << 4)),
+        "16 bits": save(PIL.Image.fromarray(deep << 8), "TIFF"),
+        "transparent": save(clear),
     }
-    for bits, form in ((16, "PNG"), (16, "TIFF"), (12, "PNG"), (12, "TIFF")):
-        files[f"{bits} {form}"] = save(PIL.Image.fromarray(deep << bits - 8), form)
-    for name in ("black", "white"):
-        clear = PIL.Image.new("RGBA", page.size, name)
-        clear.putalpha(PIL.Image.eval(page, lambda value: 255 if value < 140 else 0))
-        files[f"transparent {name}"] = save(clear)
-    return files
 
 
 @pytest.mark.parametrize("name", formats(PIL.Image.new("L", (9, 9))))

@@ -1,10 +1,8 @@
 """Whole runs: seeds, hold-out, running again, saving, and where it runs."""
 
 import base64
-import importlib.metadata
 import io
 import json
-import os
 import subprocess
 import sys
 
@@ -13,28 +11,15 @@ import nbformat
 import numpy as np
 import PIL.Image
 import pytest
-from notebook import (
-    DATA,
-    REPOSITORY,
-    find_record,
-    read_notebook,
-    run_cell,
-    run_cells,
-    run_notebook,
-)
+from notebook import DATA, find_record, read_notebook, run_cell, run_cells, run_notebook
 
 AGAIN = ("model", "rules", "augment", "optimizer", "learner", "compile", "training")
 
 
 def same(left, right):
     """Tell whether two namespaces hold nets that are equal to the bit."""
-    pairs = zip(left["model"].get_weights(), right["model"].get_weights(), strict=True)
-    return all(a.tobytes() == b.tobytes() for a, b in pairs)
-
-
-def trained(path, **parameters):
-    """Return the cells' namespace after two epochs on the npz at the path."""
-    return run_cells("train", data_path=str(path), **({"epochs": 2} | parameters))
+    weights = left["model"].get_weights(), right["model"].get_weights()
+    return all(map(np.array_equal, *weights))
 
 
 def files_in(folder):
@@ -117,7 +102,7 @@ def test_a_holdout_never_touches_the_test_images(small_arrays, tmp_path):
     """They are missing."""
     path = tmp_path / "train.npz"
     np.savez(path, **{k: v for k, v in small_arrays.items() if "train" in k})
-    cells = trained(path, epochs=1, holdout=100)
+    cells = run_cells("train", data_path=str(path), epochs=1, holdout=100)
     record, model = cells["record"], cells["model"]
     assert record["evaluated_on"] == "hold-out"
     assert (record["training_images"], record["evaluation_images"]) == (540, 100)
@@ -131,10 +116,11 @@ def test_the_test_set_decides_nothing_and_the_last_epoch_counts(
     """Wrong test labels: accuracy falls as the net learns, to the same weights."""
     images, labels = small_arrays["x_train"][:200], small_arrays["y_train"][:200]
     wrong = (labels + 1) % 10
-    path, changes = tmp_path / "wrong.npz", {"overrides": {"batch_size": 32}}
+    path = tmp_path / "wrong.npz"
     np.savez(path, **(small_arrays | {"x_test": images, "y_test": wrong}))
-    cells = trained(path, **changes)
-    assert same(cells, trained(small_data, **changes))
+    given = {"epochs": 2, "overrides": {"batch_size": 32}}
+    cells = run_cells("train", data_path=str(path), **given)
+    assert same(cells, run_cells("train", data_path=str(small_data), **given))
     history = cells["record"]["history"]
     best, last = history["val_accuracy"]
     assert last < best
@@ -149,11 +135,9 @@ def test_a_run_saves_what_it_displays_and_heeds_no_settings_of_the_user(
     first, small_arrays, small_data, tmp_path, monkeypatch
 ):
     """A matplotlibrc that is dark and saves PDFs, and a keras.json of other arrays."""
-    lines = ["axes.facecolor: black", "figure.facecolor: black", "text.color: white"]
-    lines += ["savefig.facecolor: black", "savefig.format: pdf"]
-    (tmp_path / "matplotlibrc").write_text("\n".join(lines))
+    lines = "savefig.facecolor: black\nsavefig.format: pdf"
+    (tmp_path / "matplotlibrc").write_text(lines)
     keras_settings = {"image_data_format": "channels_first", "floatx": "float16"}
-    keras_settings |= {"backend": "tensorflow", "epsilon": 1e-7}
     (tmp_path / "keras.json").write_text(json.dumps(keras_settings))
     monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path))
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
@@ -176,8 +160,7 @@ def test_a_run_saves_what_it_displays_and_heeds_no_settings_of_the_user(
     assert len(saved) >= 3 and len(images) >= 5
     for content in images:
         image = PIL.Image.open(io.BytesIO(content)).convert("RGB")
-        corners = [(x, y) for x in (0, image.width - 1) for y in (0, image.height - 1)]
-        assert {image.getpixel(corner) for corner in corners} == {(255,) * 3}
+        assert image.getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_jax_runs_the_same_notebook(small_data, tmp_path, monkeypatch):
@@ -209,13 +192,6 @@ def test_the_main_job_passes_the_assignment(tmp_path):
         assert record[key] == stored[key], key
     assert record["accuracy"] >= 0.994
     assert record["accuracy"] == pytest.approx(stored["accuracy"], abs=0.0015)
-
-
-@pytest.mark.skipif(not os.environ.get("CODE9_COLAB"), reason="CODE9_COLAB is not set")
-def test_the_versions_are_those_of_colab():
-    pins = (REPOSITORY / ".github" / "colab.txt").read_text(encoding="utf-8")
-    for package in ("tensorflow", "keras", "numpy", "ipython", "ipykernel"):
-        assert f"\n{package}=={importlib.metadata.version(package)}\n" in pins, package
 
 
 def test_the_stored_net_is_that_of_the_stored_record(mnist):

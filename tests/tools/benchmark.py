@@ -15,7 +15,7 @@ import platform
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
-from notebook import DATA, REPOSITORY, fingerprint, recipes, run_cells, settings_of
+from notebook import DATA, REPOSITORY, definitions, fingerprint, run_cells, settings_of
 from tqdm import tqdm
 
 STORE = REPOSITORY / "tests" / "records" / "benchmark.jsonl"
@@ -82,11 +82,7 @@ FRONTIER = {
         [11, 22, 30, 34, 38],
         [14, 28, 42, 52, 52],
     ),
-    "compact": (
-        [7, 14, 14, 14, 15],
-        [10, 19, 19, 19, 19],
-        [12, 22, 22, 22, 22],
-    ),
+    "compact": ([7, 14, 14, 14, 15], [10, 19, 19, 19, 19], [12, 22, 22, 22, 22]),
 }
 
 
@@ -116,32 +112,24 @@ class Run:
 
     def key(self):
         """Return what determines the record of the run, as JSON has it."""
-        edits = tuple(self.all_edits().items())
         return {
-            "fingerprint": fingerprint(edits=edits),
+            "name": self.name,
+            "fold": self.fold,
+            "fingerprint": fingerprint(tuple(self.all_edits().items())),
             "settings": settings_of(self.recipe, self.seed, self.overrides),
             "data": digest_of(self.fold, **self.parameters()),
         }
 
     def train(self):
         """Train by the notebook's cells and return the record to store."""
-        key = self.key()
-        cells = run_cells(
-            "train",
-            edits=self.all_edits(),
-            recipe=self.recipe,
-            seed=self.seed,
-            overrides=self.overrides,
-            **self.parameters(),
-        )
-        record = dict(cells["record"])
-        fingerprint.cache_clear()
-        if self.key() != key or not key.items() <= (key | record).items():
-            raise RuntimeError("CODE9.ipynb was changed in the meantime: run again.")
-        record["loss"] = record.pop("history")["val_loss"][-1]
+        given = {"recipe": self.recipe, "seed": self.seed, "overrides": self.overrides}
+        given |= self.parameters()
+        key, cells = self.key(), run_cells("train", edits=self.all_edits(), **given)
         versions = {"keras": cells["keras"].__version__}
         versions["python"] = platform.python_version()
-        return {"name": self.name, "fold": self.fold} | key | record | versions
+        record = key | cells["record"] | versions
+        record["loss"] = record.pop("history")["val_loss"][-1]
+        return record
 
 
 @functools.cache
@@ -153,7 +141,7 @@ def digest_of(fold, **parameters):
 
 def all_runs():
     """Return every run that the pages speak of, the most important first."""
-    trainings = {name: (name, {}) for name in recipes()} | LONGER
+    trainings = {name: (name, {}) for name in definitions()["RECIPES"]} | LONGER
     runs = [
         Run(name, recipe, seed, overrides)
         for seed in SEEDS + FRESH_SEEDS
@@ -175,24 +163,26 @@ def all_runs():
 
 def read_records():
     """Return the stored records, oldest first."""
-    lines = STORE.read_text(encoding="utf-8").splitlines() if STORE.exists() else []
+    lines = STORE.read_text("utf-8").splitlines() if STORE.exists() else []
     return [json.loads(line) for line in lines]
 
 
 def find(run, records):
     """Return the record of this run by the present code and settings, or None."""
-    wanted = {"name": run.name, "fold": run.fold} | run.key()
-    return next((r for r in records if wanted.items() <= r.items()), None)
+    wanted = run.key().items()
+    return next((record for record in records if wanted <= record.items()), None)
 
 
 def whole_records():
-    """Return the records of all runs, or raise LookupError if one is not stored."""
+    """Return the records of all runs, with the settings among the rest.
+
+    Raises LookupError if one is not stored.
+    """
     records = read_records()
     found = [find(run, records) for run in all_runs()]
     if missing := found.count(None):
-        message = f"{missing} runs are not stored: run tests/tools/benchmark.py."
-        raise LookupError(message)
-    return found
+        raise LookupError(f"{missing} runs are missing: run tests/tools/benchmark.py.")
+    return [record["settings"] | record for record in found]
 
 
 def main():

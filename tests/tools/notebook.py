@@ -41,19 +41,19 @@ def run_notebook(output, parameters):
     return find_record(executed)
 
 
+def cell_of(notebook, identifier):
+    """Return the notebook's cell with this id."""
+    return next(cell for cell in notebook.cells if cell.id == identifier)
+
+
 def find_record(notebook):
-    """Return the record that the executed notebook displayed, or None."""
-    for cell in reversed(notebook.cells):
-        for output in cell.get("outputs", []):
-            if record := output.get("data", {}).get("application/json"):
-                return record
-    return None
+    """Return the record that the executed notebook displayed."""
+    return cell_of(notebook, "record").outputs[-1]["data"]["application/json"]
 
 
 def run_cell(identifier, namespace, notebook=None):
     """Run the one code cell with this id in the namespace, in this process."""
-    cells = (notebook or read_notebook()).cells
-    cell = next(cell for cell in cells if cell.id == identifier)
+    cell = cell_of(notebook or read_notebook(), identifier)
     exec(compile(cell.source, f"cell {identifier}", "exec"), namespace)
 
 
@@ -102,11 +102,12 @@ def code_that_trains(notebook):
     cells = {c.id: ast.parse(c.source).body for c in notebook.cells if "outputs" in c}
     order = list(cells)
     wanted, bound = [*cells["train"]], {}
-    for identifier in set(order[: order.index("train")]) - {"parameters", "settings"}:
+    skipped = {"parameters", "settings", "digits", "augmented", "output"}
+    for identifier in set(order[: order.index("train")]) - skipped:
         for statement in cells[identifier]:
             if isinstance(statement, ast.Import | ast.ImportFrom):
                 continue
-            if ast.unparse(statement).startswith(("os.environ", "keras.config")):
+            if ast.unparse(statement).startswith(("os.environ", "keras.")):
                 wanted.append(statement)
             stored = {n.id for n in names_in(statement) if isinstance(n.ctx, ast.Store)}
             for name in {statement.name} if hasattr(statement, "name") else stored:
@@ -127,18 +128,14 @@ def fingerprint(edits=()):
 
 
 @functools.cache
-def _definitions():
+def definitions():
+    """Return the namespace of the cells that define recipes and settings."""
     return run_cells("settings", skip=("load", "split", "digits"))
-
-
-def recipes():
-    """Return the names of the recipes."""
-    return list(_definitions()["RECIPES"])
 
 
 def settings_of(recipe, seed=0, overrides=None):
     """Return the settings that the notebook now gives a recipe, as JSON has them."""
     given = {"recipe": recipe, "seed": seed, "overrides": overrides or {}}
-    cells = _definitions() | given
+    cells = definitions() | given
     run_cell("settings", cells)
     return cells["settings"].model_dump()
