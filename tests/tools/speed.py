@@ -9,6 +9,7 @@ theirs the median epoch counts, without start-up and validation; of ours the who
 training, with both.
 """
 
+import functools
 import json
 import multiprocessing
 import os
@@ -30,24 +31,20 @@ from notebook import DATA, REPOSITORY, fingerprint, run_notebook
 
 STORE = REPOSITORY / "tests" / "records" / "speed.json"
 OURS = {"quick": ("quick", {})} | LONGER | {"assignment": ("assignment", {})}
-REPEATS = 2  # trainings of each
+REPEATS = 3  # trainings of each
 # Threads an operation (0: TensorFlow's choice), steps an execution, type of the images.
 CHOICES = ((0, 1, 2), (1, 20), ("float32", "uint8"))
-
-
-def convolution(filters, kernel=3, padding="valid"):
-    """Return a convolution without bias."""
-    return layers.Conv2D(filters, kernel, padding=padding, use_bias=False)
+convolution = functools.partial(layers.Conv2D, use_bias=False)
 
 
 def eip4(steps):
     """Return the net's layers, its optimizer and augmentation."""
-    net = [convolution(10), layers.ReLU()]
+    net = [convolution(10, 3), layers.ReLU()]
     for filters in (16, 16, None, 16, 16, 32):
         if filters is None:
             net += [convolution(10, 1), layers.ReLU(), layers.MaxPooling2D()]
         else:
-            net += [convolution(filters), layers.ReLU()]
+            net += [convolution(filters, 3), layers.ReLU()]
             net += [layers.BatchNormalization(), layers.Dropout(0.1)]
     net += [convolution(10, 1), layers.ReLU(), layers.GlobalAveragePooling2D()]
     decay = keras.optimizers.schedules.CosineDecay(0.01, steps)
@@ -62,7 +59,7 @@ def eva4(steps):
             net += [layers.MaxPooling2D()]
         else:
             padding = "same" if filters == 8 else "valid"
-            net += [convolution(filters, padding=padding)]
+            net += [convolution(filters, 3, padding=padding)]
             net += [layers.BatchNormalization(), layers.ReLU()]
     net += [layers.GlobalAveragePooling2D(keepdims=True), convolution(10, 1)]
     at, rates = [round(steps * 7 / 15)], [0.01, 0.001]
@@ -123,14 +120,15 @@ def time_peer(name):
         best = min(trials, key=trials.get)
     runs = [alone(name, best, seed, epochs) for seed in range(REPEATS)]
     seconds, accuracies = zip(*runs, strict=True)
-    shown = "{} threads an operation, {} steps an execution, {} images".format(*best)
+    threads, steps, dtype = best
+    shown = {0: "TensorFlow's threads", 1: "1 thread"}.get(
+        threads, f"{threads} threads"
+    )
     return {
         "epochs": epochs,
         "seconds": epochs * statistics.median(seconds),
         "accuracies": accuracies,
-        "settings": re.sub("^0", "TensorFlow's", shown).replace(
-            "1 threads", "1 thread"
-        ),
+        "settings": f"{shown} an operation, {steps} steps an execution, {dtype} images",
         "trials": [[*settings, seconds] for settings, seconds in trials.items()],
     }
 
