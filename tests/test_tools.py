@@ -132,7 +132,7 @@ def test_times_and_the_fastest_training_that_is_accurate_enough():
     records[-1]["accuracy"] = 0.9939
     text = report.fastest(times, records)
     assert "assignment: 20 s" in text
-    assert "them takes 1.2 times as long (10 epochs, to 99.10%)" in text
+    assert "them takes 1.2 times as long (10 epochs, to 99.10%, n = 2)" in text
 
 
 def test_the_public_networks_have_the_published_numbers_of_parameters():

@@ -275,7 +275,8 @@ def fastest(times, records):
     text += f" {seconds:.0f} s. On the same machine, "
     text += " and ".join(
         f"{other} takes {t['seconds'] / seconds:.1f} times as long"
-        f" ({t['epochs']} epochs, to {100 * np.mean(t['accuracies']):.2f}%)"
+        f" ({t['epochs']} epochs, to {100 * np.mean(t['accuracies']):.2f}%,"
+        f" n = {len(t['accuracies'])})"
         for other, t in timed.items()
         if "accuracies" in t  # not one of ours
     )
