@@ -31,7 +31,7 @@ from notebook import DATA, REPOSITORY, fingerprint, run_notebook
 
 STORE = REPOSITORY / "tests" / "records" / "speed.json"
 OURS = {"quick": ("quick", {})} | LONGER | {"assignment": ("assignment", {})}
-REPEATS = 3  # trainings of each
+REPEATS = 2  # trainings of each
 # Threads an operation (0: TensorFlow's choice), steps an execution, type of the images.
 CHOICES = ((0, 1, 2), (1, 20), ("float32", "uint8"))
 convolution = functools.partial(layers.Conv2D, use_bias=False)
