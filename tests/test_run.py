@@ -98,16 +98,19 @@ def test_a_saving_replaces_the_earlier_one_as_a_whole_or_not_at_all(
     assert record["settings"]["seed"] == 1
 
 
-def test_a_holdout_never_touches_the_test_images(small_arrays, tmp_path):
-    """They are missing."""
+def test_a_holdout_is_not_trained_on_and_touches_no_test_images(small_arrays, tmp_path):
+    """Those are missing."""
     path = tmp_path / "train.npz"
     np.savez(path, **{k: v for k, v in small_arrays.items() if "train" in k})
     cells = run_cells("train", data_path=str(path), epochs=1, holdout=100)
     record, model = cells["record"], cells["model"]
     assert record["evaluated_on"] == "hold-out"
     assert (record["training_images"], record["evaluation_images"]) == (540, 100)
-    held_out = small_arrays["x_train"][540:], small_arrays["y_train"][540:]
-    assert accuracy_of(model, *held_out) == pytest.approx(record["accuracy"])
+    images, labels = small_arrays["x_train"], small_arrays["y_train"]
+    assert np.array_equal(np.round(255 * cells["x_train"][..., 0]), images[:540])
+    assert np.array_equal(cells["y_train"].argmax(axis=1), labels[:540])
+    accuracy = accuracy_of(model, images[540:], labels[540:])
+    assert accuracy == pytest.approx(record["accuracy"])
 
 
 def test_the_test_set_decides_nothing_and_the_last_epoch_counts(
