@@ -1,6 +1,7 @@
 """The notebook's way from a photograph to an image as MNIST has them."""
 
 import io
+import struct
 import sys
 from types import SimpleNamespace
 
@@ -19,8 +20,9 @@ NONE_FOUND = "No single digit is found: write one, large, on plain paper"
 def cells(mnist):
     """The section's functions, the stored net, and an image to fall back on."""
     model = keras.saving.load_model(DATA.with_name("CODE9.keras"))
-    space = {"valid_images": mnist["x_test"], "model": model}
-    for identifier in ("setup", "show", "ink", "read"):
+    space = {"run_images": mnist["x_test"], "model": model}
+    space |= {"images": mnist["x_train"], "labels": mnist["y_train"]}
+    for identifier in ("setup", "settings", "digits", "ink", "read"):
         run_cell(identifier, space)
     return space
 
@@ -73,6 +75,7 @@ def shadow(random):
 
 
 RULED, TILTED = lined([0], 32, 0.5, 0), lined([0], 40, 0.35, 0.04)
+UPRIGHT = lined([1], 32, 0.2, 0)
 SQUARED = lined([0, 1], 20, 0.65, 0.04)
 KINDS = {  # from an MNIST image and a source of random numbers to a picture
     "dark on light": write,
@@ -84,6 +87,7 @@ KINDS = {  # from an MNIST image and a source of random numbers to a picture
         write(*given, change=thin)[30:330].reshape(30, 10, 30, 10).mean(axis=(1, 3))
     ),
     "tilted": lambda *given: write(*given, paper=TILTED),
+    "upright": lambda *given: write(*given, paper=UPRIGHT),
     "squared": lambda *given: write(*given, paper=SQUARED),
     "shadow": lambda image, random: write(image, random) * shadow(random),
 }
@@ -110,6 +114,13 @@ def test_the_stored_net_reads_it(kind, cells, mnist):
     assert (logits.argmax(axis=1) == labels).sum() >= COUNT - 1
 
 
+def odd_exif():
+    """Return EXIF data that Pillow cannot write: resolution -1/0, orientation 6."""
+    entries = struct.pack("<HHHII", 2, 0x0112, 3, 1, 6)
+    entries += struct.pack("<HHIIIii", 0x011A, 10, 1, 38, 0, -1, 0)
+    return b"Exif\0\0II*\0\x08\0\0\0" + entries
+
+
 def formats(page):
     """Return files of the same picture by the name of their format."""
     exif, deep = PIL.Image.Exif(), np.array(page).astype("uint16")
@@ -118,6 +129,7 @@ def formats(page):
     clear.putalpha(PIL.Image.eval(page, lambda value: 255 if value < 140 else 0))
     return {
         "rotation": save(page.rotate(90, expand=True), "JPEG", exif=exif),
+        "odd EXIF": save(page.rotate(90, expand=True), "JPEG", exif=odd_exif()),
         "large": save(page.resize((3000, 3600)), "JPEG"),
         "palette": save(page.convert("P"), "GIF"),
         "CMYK": save(page.convert("CMYK"), "JPEG"),
@@ -168,7 +180,7 @@ def test_what_is_no_picture_is_refused(reason, cells):
 def test_the_cell_shows_each_step_and_may_not_be_sure(cells, monkeypatch):
     run_cell("own", cells)
     titles = [axis.get_title() for axis in cells["axes"]]
-    assert titles == ["photograph", "ink", "as MNIST", "probabilities: 7"]
+    assert titles == ["picture", "ink", "as MNIST", "answer: 7"]
     unsure = SimpleNamespace(predict=lambda digits, verbose: np.zeros((1, 10)))
     monkeypatch.setitem(cells, "model", unsure)
     run_cell("own", cells)

@@ -14,6 +14,19 @@ import papermill
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOK = REPOSITORY / "CODE9.ipynb"
 DATA = REPOSITORY / "tests" / "data" / "mnist.npz"
+SHOWS = ("digits", "rules", "augmented")  # cells that a training can do without
+# The cells that weights and accuracy depend on; the settings are in each record.
+TRAINS = [
+    "setup",
+    "options",
+    "load",
+    "split",
+    "network",
+    "augment",
+    "optimizer",
+    "compile",
+    "train",
+]
 
 
 def read_notebook(edits=()):
@@ -23,7 +36,8 @@ def read_notebook(edits=()):
     """
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     for old, new in dict(edits).items():
-        cells = [cell for cell in notebook.cells if old in cell.source]
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        cells = [cell for cell in code if old in cell.source]
         if len(cells) != 1:
             raise ValueError(f"{len(cells)} cells hold {old!r}: edit one of them.")
         cells[0].source = cells[0].source.replace(old, new)
@@ -57,7 +71,7 @@ def run_cell(identifier, namespace, notebook=None):
     exec(compile(cell.source, f"cell {identifier}", "exec"), namespace)
 
 
-def run_cells(last, edits=(), skip=("digits", "augmented"), **parameters):
+def run_cells(last, edits=(), skip=SHOWS, **parameters):
     """Run the code cells up to the one with the id last, in this process.
 
     Returns the namespace of the cells, of which some that only draw are left out. The
@@ -79,7 +93,9 @@ class _Bare(ast.NodeTransformer):
     """Strips from a syntax tree what determines no number: docstrings and messages."""
 
     def visit_Expr(self, node):
-        return None if isinstance(node.value, ast.Constant) else node
+        value = node.value
+        says = isinstance(value, ast.Call) and ast.unparse(value.func) == "print"
+        return None if says or isinstance(value, ast.Constant) else node
 
     def visit_Assign(self, node):
         return None if ast.unparse(node.targets) == "message" else node
@@ -89,35 +105,13 @@ class _Bare(ast.NodeTransformer):
 
 
 def code_that_trains(notebook):
-    """Return the code that determines weights and record, and nothing else, as text.
+    """Return the code of the cells that a training runs through, as text.
 
-    That is what the cell "train" needs, directly or not: of each name, the statement
-    that binds it. Imports, the settings (a record holds them), comments, docstrings and
-    messages are left out.
+    Comments, docstrings and messages are left out, and so are the cells that check or
+    show: a record holds the settings, and the others change nothing.
     """
-
-    def names_in(statement):
-        return [n for n in ast.walk(statement) if isinstance(n, ast.Name)]
-
-    cells = {c.id: ast.parse(c.source).body for c in notebook.cells if "outputs" in c}
-    order = list(cells)
-    wanted, bound = [*cells["train"]], {}
-    skipped = {"parameters", "settings", "digits", "augmented", "output"}
-    for identifier in set(order[: order.index("train")]) - skipped:
-        for statement in cells[identifier]:
-            if isinstance(statement, ast.Import | ast.ImportFrom):
-                continue
-            if ast.unparse(statement).startswith(("os.environ", "keras.")):
-                wanted.append(statement)
-            stored = {n.id for n in names_in(statement) if isinstance(n.ctx, ast.Store)}
-            for name in {statement.name} if hasattr(statement, "name") else stored:
-                bound.setdefault(name, []).append(statement)
-    kept = set()
-    while wanted:
-        kept.add(statement := wanted.pop())
-        for node in names_in(statement):
-            wanted += bound.pop(node.id, ())
-    return "\n".join(sorted(ast.unparse(_Bare().visit(each)) for each in kept))
+    cells = [ast.parse(cell_of(notebook, name).source) for name in TRAINS]
+    return "\n".join(ast.unparse(_Bare().visit(cell)) for cell in cells)
 
 
 @functools.cache
@@ -129,13 +123,13 @@ def fingerprint(edits=()):
 
 @functools.cache
 def definitions():
-    """Return the namespace of the cells that define recipes and settings."""
-    return run_cells("settings", skip=("load", "split", "digits"))
+    """Return the namespace of the cells up to the one that checks the settings."""
+    return run_cells("check")
 
 
-def settings_of(recipe, seed=0, overrides=None):
-    """Return the settings that the notebook now gives a recipe, as JSON has them."""
-    given = {"recipe": recipe, "seed": seed, "overrides": overrides or {}}
-    cells = definitions() | given
-    run_cell("settings", cells)
-    return cells["settings"].model_dump()
+def settings_of(seed=0, epochs=20, overrides=None):
+    """Return the settings that the notebook now gives a run, as JSON has them."""
+    cells = definitions() | {"seed": seed, "epochs": epochs}
+    cells |= {"overrides": overrides or {}}
+    run_cell("check", cells)
+    return cells["shown"]

@@ -9,11 +9,12 @@ the notebook is run first, and its outputs and its network are stored.
 import argparse
 import base64
 import collections
+import hashlib
 import io
-import json
-import operator
 import re
+import tempfile
 import textwrap
+from pathlib import Path
 
 import benchmark
 import matplotlib.pyplot as plt
@@ -21,13 +22,12 @@ import nbclient
 import nbformat
 import notebook as source
 import numpy as np
-from benchmark import FEW_SEEDS, FRESH_SEEDS, FRONTIER, SEEDS
+from benchmark import FRESH_SEEDS, SEEDS
 from notebook import NOTEBOOK, REPOSITORY, cell_of, fingerprint
 from scipy import stats
 
 PAGES = (REPOSITORY / "README.md", REPOSITORY / "tests" / "README.md")
 RECORDS = REPOSITORY / "tests" / "records"
-SPEED = RECORDS / "speed.json"
 IMAGES = REPOSITORY / "images"
 STORED_MODEL = source.DATA.with_name("CODE9.keras")
 SHOWN = {"curves": "curves.png", "wrong": "errors.png"}  # cells, and their figures
@@ -39,35 +39,40 @@ def run_and_store():
     """Execute the notebook in place, and keep its network."""
     notebook, before = source.read_notebook(), NOTEBOOK.read_bytes()
     language = dict(notebook.metadata["language_info"])  # the run adds its Python's
-    save = nbformat.v4.new_code_cell(f"model.save({str(STORED_MODEL)!r})")
-    notebook.cells.append(save)
-    nbclient.execute(notebook, REPOSITORY, coalesce_streams=True, record_timing=False)
-    notebook.cells.pop()
+    with tempfile.TemporaryDirectory() as folder:
+        network = Path(folder, "CODE9.keras")
+        save = f"model.layers[-1].save({str(network)!r})"
+        notebook.cells.append(nbformat.v4.new_code_cell(save))
+        nbclient.execute(
+            notebook, REPOSITORY, coalesce_streams=True, record_timing=False
+        )
+        notebook.cells.pop()
+        if NOTEBOOK.read_bytes() != before:
+            raise RuntimeError("CODE9.ipynb was changed while it ran: run it again.")
+        STORED_MODEL.write_bytes(network.read_bytes())
     for cell in notebook.cells:
         if "outputs" in cell:  # less what TensorFlow's libraries say of the machine
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     notebook.metadata |= {"language_info": language}
-    notebook.metadata["code9"] = {"fingerprint": fingerprint()}
-    if NOTEBOOK.read_bytes() != before:
-        raise RuntimeError("CODE9.ipynb was changed while it ran: run it again.")
+    notebook.metadata["code9"] = {"trains": fingerprint(), "cells": code_of(notebook)}
     nbformat.write(notebook, NOTEBOOK)
+
+
+def code_of(notebook):
+    """Return a hash of all code, on which the stored outputs depend."""
+    code = "\n".join(cell.source for cell in notebook.cells if "outputs" in cell)
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
 def stored_run(notebook):
     """Return the notebook's own record, or raise LookupError if it is of other code."""
-    record, current = source.find_record(notebook), source.settings_of("assignment")
-    code = notebook.metadata["code9"]["fingerprint"]
-    if (code, record["settings"]) != (fingerprint(), current):
+    now = {"trains": fingerprint(), "cells": code_of(notebook)}
+    outputs = cell_of(notebook, "record").outputs
+    record = source.find_record(notebook) if outputs else {"settings": None}
+    settings = record["settings"]
+    if (notebook.metadata.get("code9"), settings) != (now, source.settings_of()):
         raise LookupError("The stored run is of other code: run report.py --run.")
     return record
-
-
-def stored_times():
-    """Return what speed.py stored, or raise LookupError if it is of other code."""
-    stored = json.loads(SPEED.read_text("utf-8"))
-    if stored["fingerprint"] != fingerprint():
-        raise LookupError("The times are of other code: run tests/tools/speed.py.")
-    return stored
 
 
 def table(head, rows):
@@ -88,79 +93,108 @@ def spread(values, digits=2):
     return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
 
 
-def effect(values, digits):
-    """Return the mean of differences ± half its 95% interval, bold if not zero."""
-    low, high = stats.ttest_1samp(values, 0).confidence_interval()  # Student's t
-    text = f"{(low + high) / 2:+.{digits}f} ± {(high - low) / 2:.{digits}f}"
-    return f"**{text}**" if low * high > 0 else text
+def lowest_mean(values):
+    """Return the lower end of the 95% interval (Student's t) of the mean of values."""
+    return stats.ttest_1samp(values, 0).confidence_interval().low
 
 
-def grouped(records, *keys):
-    """Return the records in lists, by what they have under the keys."""
+def effects(columns, digits):
+    """Return the means of differences ± half of their 95% intervals, as texts.
+
+    Those are bold that differ from zero with all of them in mind, by Holm's correction
+    of the p-values (https://en.wikipedia.org/wiki/Holm-Bonferroni_method).
+    """
+    tests = [stats.ttest_1samp(values, 0) for values in columns]  # Student's t
+    order, told, texts = np.argsort([test.pvalue for test in tests]), set(), []
+    for place, index in enumerate(order):
+        if tests[index].pvalue * (len(tests) - place) > 0.05:
+            break
+        told.add(index)
+    for index, test in enumerate(tests):
+        low, high = test.confidence_interval()
+        text = f"{(low + high) / 2:+.{digits}f} ± {(high - low) / 2:.{digits}f}"
+        texts.append(f"**{text}**" if index in told else text)
+    return texts
+
+
+def grouped(records):
+    """Return the records in lists, by their names."""
     groups = collections.defaultdict(list)
     for record in records:
-        groups[operator.itemgetter(*keys)(record)].append(record)
+        groups[record["name"]].append(record)
     return groups
 
 
-def by_training(records, seeds):
-    """Return the records on the test images from the seeds, by the training's name."""
-    whole = [r for r in records if r["fold"] is None and r["name"] != "other widths"]
-    return grouped([r for r in whole if r["seed"] in seeds], "name")
+def tested(records, seeds=SEEDS):
+    """Return the records on the test images from the seeds, by name, longest last."""
+    chosen = [r for r in records if r["fold"] is None and r["seed"] in seeds]
+    return grouped(sorted(chosen, key=lambda record: record["epochs"]))
 
 
-def by_width(records):
-    """Return the records of two recipes and other widths, by recipe and parameters."""
-    few = [r for r in records if r["seed"] in FEW_SEEDS]
-    named = [r for r in few if r["name"] in (*FRONTIER, "other widths")]
-    return dict(sorted(grouped(named, "recipe", "parameters").items()))
+def differences(records, base, names):
+    """Return what changes did on the hold-outs: accuracies and cross-entropies.
 
-
-def differences(records):
-    """Return what each change did on the hold-out: changes of accuracy and of loss.
-
-    That is, by name and the worst first, a pair of lists, with one value for each seed
-    and fold; accuracies are in points. Losses are compared only where both learned the
-    same labels.
+    That is, by name, a pair of lists of differences to the base, with one value for
+    each seed and fold; accuracies are in points.
     """
-    groups = grouped([r for r in records if r["fold"] is not None], "name")
-    base = {(r["seed"], r["fold"]): r for r in groups.pop("as it is")}
+    groups = grouped([r for r in records if r["fold"] is not None])
+    base = {(r["seed"], r["fold"]): r for r in groups[base]}
     changes = {}
-    for name, group in groups.items():
-        pairs = [(r, base[r["seed"], r["fold"]]) for r in group]
+    for name in names:
+        pairs = [(r, base[r["seed"], r["fold"]]) for r in groups[name]]
         points = [100 * (r["accuracy"] - b["accuracy"]) for r, b in pairs]
-        alike = [p for p in pairs if p[0]["label_smoothing"] == p[1]["label_smoothing"]]
-        changes[name] = points, [r["loss"] - b["loss"] for r, b in alike]
-    return dict(sorted(changes.items(), key=lambda item: np.mean(item[1][0])))
+        changes[name] = (
+            points,
+            [r["cross_entropy"] - b["cross_entropy"] for r, b in pairs],
+        )
+    return dict(sorted(changes.items(), key=lambda item: -np.mean(item[1][1])))
+
+
+def differences_table(head, changes):
+    """Return a table of differences."""
+    points, losses = zip(*changes.values(), strict=True)
+    columns = changes, effects(points, 3), effects(losses, 4), map(len, points)
+    return table(head, zip(*columns, strict=True))
 
 
 def choices_table(records):
     """Return the table of what each choice brings."""
-    rows = []
-    for name, (points, losses) in differences(records).items():
-        loss = effect(losses, 4) if losses else ""
-        rows.append((name, effect(points, 3), loss, len(points)))
-    text = table("one change of `assignment`|>points|>loss|>n", rows)
-    base = accuracies(record for record in records if record["name"] == "as it is")
-    text += f"\n\nUnchanged: {spread(base)}% of the images held out are right"
-    return f"{text} (mean ± standard deviation, n = {len(base)})."
+    base, *names = benchmark.ABLATION
+    changes = differences(records, base, names)
+    text = differences_table("one change|>accuracy|>cross-entropy|>n", changes)
+    group = grouped(records)[base]
+    losses = [record["cross_entropy"] for record in group]
+    text += f"\n\nUnchanged: {spread(accuracies(group))}% right, cross-entropy"
+    return f"{text} {spread(losses, 4)} (mean ± standard deviation, n = {len(group)})."
+
+
+def one_epoch_table(records):
+    """Return the table of what was tried for one epoch."""
+    names = dict.fromkeys(
+        r["name"] for r in records if r["epochs"] == 1 and r["fold"] is not None
+    )
+    base = f"1 epoch, batches of {benchmark.ONE['batch_size']}"
+    names.pop(base)
+    head = f"instead of {base}|>accuracy|>cross-entropy|>n"
+    return differences_table(head, differences(records, base, names))
 
 
 def network():
-    """Return the network of the recipe "assignment", not trained."""
-    cells = source.run_cells("model", skip=("load", "split", "digits"))
-    return cells["build_model"](cells["settings"])
+    """Return the notebook's network, not trained."""
+    cells = source.run_cells("network", skip=("load", "split", *source.SHOWS))
+    return cells["build_network"](cells["recipe"].filters)
 
 
 def rules_table(record, records):
     """Return the assignment's rules, and how the stored run and the seeds meet them."""
-    model, group = network(), by_training(records, SEEDS)["assignment"]
+    model, group = network(), tested(records)["20 epochs"]
     dense = sum("Dense" in type(layer).__name__ for layer in model.layers)
     biases = sum(len(v.shape) == 1 for v in model.trainable_variables)
-    reached = f"**{100 * record['accuracy']:.2f}%** in the stored run; "
-    reached += f"**{spread(accuracies(group))}%** (mean ± deviation)"
+    reached = (
+        f"**{spread(accuracies(group))}%** (mean ± deviation of {len(group)} seeds)"
+    )
     rows = [
-        ("test accuracy", "≥ 99.4%", f"{reached} of {len(group)} seeds"),
+        ("test accuracy", "≥ 99.4%", reached),
         ("parameters", "< 15,000", f"{model.count_params():,}"),
         ("epochs", "≤ 20", record["settings"]["epochs"]),
         ("dense layers", "none", dense or "none"),
@@ -171,15 +205,16 @@ def rules_table(record, records):
 
 def log(history):
     """Return the log of the epochs."""
-    lines = ["epoch   loss accuracy val_loss val_accuracy"]
-    columns = map(history.get, ("loss", "accuracy", "val_loss", "val_accuracy"))
-    for epoch, (a, b, c, d) in enumerate(zip(*columns, strict=True), 1):
-        lines.append(f"{epoch:5} {a:6.4f} {b:8.2%} {c:8.4f} {d:12.2%}")
+    lines = ["epoch   loss accuracy val_loss val_accuracy   rate"]
+    keys = "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"
+    columns = map(history.get, keys)
+    for epoch, (a, b, c, d, e) in enumerate(zip(*columns, strict=True), 1):
+        lines.append(f"{epoch:5} {a:6.4f} {b:8.2%} {c:8.4f} {d:12.2%} {e:6.4f}")
     return "\n".join(["```text", *lines, "```"])
 
 
 def net_table():
-    """Return the table of the stages of the recipe "assignment"."""
+    """Return the table of the stages of the network."""
     model, stages = network(), []
     for layer in model.layers:
         name = f"`{type(layer).__name__}`"
@@ -198,40 +233,38 @@ def net_table():
     return table("stage|output|>parameters", rows)
 
 
-def seeds_table(records):
-    """Return the table of our recipes over seeds."""
-    ten, fresh = (by_training(records, seeds) for seeds in (SEEDS, FRESH_SEEDS))
+def seeds_table(records, lengths=("20 epochs",)):
+    """Return the table of trainings over seeds, those of the given names or all."""
+    ten, fresh = (tested(records, seeds) for seeds in (SEEDS, FRESH_SEEDS))
     rows = []
-    for name, group in ten.items():
-        first, recipe = group[0], group[0]["recipe"]
-        row = [f"{first['parameters']:,}", first["epochs"]]
-        for values in map(accuracies, (group, fresh[name])):
-            row += [len(values), f"{spread(values, 3)}, worst {min(values):.2f}"]
-        rows.append((f"`{recipe}`{name.removeprefix(recipe)}", *row))
-    head = "recipe|>parameters|>epochs|>n|>accuracy, %|>fresh n|>accuracy, %"
+    for name in lengths or ten:
+        row = [name, ten[name][0]["batch_size"]]
+        for values in map(accuracies, (ten[name], fresh.get(name, ()))):
+            if len(values):
+                row += [len(values), f"{spread(values, 3)}, worst {min(values):.2f}"]
+        rows.append(row + [""] * (6 - len(row)))
+    head = "training|>batch|>seeds|>accuracy, %|>fresh seeds|>accuracy, %"
     return table(head, rows)
 
 
-def frontier_table(records):
-    """Return the table of recipes at other widths."""
-    rows = []
-    for (recipe, size), group in by_width(records).items():
-        filters, values = group[0]["filters"], accuracies(group)
-        measured = len(values), spread(values), f"{min(values):.2f}"
-        rows.append((f"`{recipe}`", f"{size:,}", f"`{filters}`", *measured))
-    return table("recipe|>parameters|filters|>n|>mean, %|>worst", rows)
+def shortest(records):
+    """Return the name and the accuracies of the shortest training that is enough.
+
+    That is, one of ten seeds or more whose mean has a 95% interval above the required.
+    """
+    for name, group in tested(records, SEEDS + FRESH_SEEDS).items():
+        values = accuracies(group)
+        if len(values) >= 10 and lowest_mean(values) >= REQUIRED:
+            return name, values
+    raise LookupError("No training is enough.")
 
 
-def smallest(records):
-    """Return how small a network is enough on average."""
-    size = min(
-        size
-        for (_, size), group in by_width(records).items()
-        if accuracies(group).mean() >= REQUIRED
-    )
-    tried = f"Of the widths tried, with {len(FEW_SEEDS)} seeds each, the smallest"
-    text = f"{tried} whose mean is {REQUIRED:.2f}% or more has {size:,} parameters."
-    return textwrap.fill(text, 94)
+def finding(records):
+    """Return how long a training is enough on average."""
+    name, values = shortest(records)
+    text = f"The shortest training that is enough takes {name}: {spread(values)}% over"
+    text += f" {len(values)} seeds, and the 95% interval of their mean begins at"
+    return textwrap.fill(f"{text} {lowest_mean(values):.2f}%.", 94)
 
 
 def public_table():
@@ -248,44 +281,9 @@ def public_table():
     return table("who|>parameters|>epochs|>accuracy, %|>runs", rows)
 
 
-def peers_table(times, records):
-    """Return the table of the stored times of the recipes and of the public nets."""
-    groups, rows = by_training(records, SEEDS), []
-    for name, t in times["timed"].items():
-        theirs = [{"accuracy": accuracy} for accuracy in t.get("accuracies", ())]
-        values = accuracies(theirs or groups[name])
-        reached = f"{spread(values, 3)} (n = {len(values)})"
-        seconds = f"{t['seconds']:.1f}", f"{t['seconds'] / t['epochs']:.1f}"
-        rows.append((name, t["epochs"], *seconds, reached, t["settings"]))
-    text = table("training|>epochs|>seconds|>an epoch|>ends at, %|settings", rows)
-    text += f"\n\nMedians of {times['repeats']} trainings; load average at the start"
-    return f"{text} {times['load']:.1f}. {times['machine']}."
-
-
-def fastest(times, records):
-    """Return how many times as long the public nets take as our fastest training.
-
-    That is the fastest whose mean over all seeds is as required.
-    """
-    timed, groups = times["timed"], by_training(records, SEEDS + FRESH_SEEDS)
-    ours = [name for name in groups if name in timed]
-    good = [name for name in ours if accuracies(groups[name]).mean() >= REQUIRED]
-    seconds, name = min((timed[name]["seconds"], name) for name in good)
-    text = f"Our fastest training whose mean is {REQUIRED:.2f}% or more is {name}:"
-    text += f" {seconds:.0f} s. On the same machine, "
-    text += " and ".join(
-        f"{other} takes {t['seconds'] / seconds:.1f} times as long"
-        f" ({t['epochs']} epochs, to {100 * np.mean(t['accuracies']):.2f}%,"
-        f" n = {len(t['accuracies'])})"
-        for other, t in timed.items()
-        if "accuracies" in t  # not one of ours
-    )
-    return textwrap.fill(f"{text}.", 94)
-
-
 def generated_parts(notebook, records):
     """Return the generated parts of all pages by name."""
-    record, times = stored_run(notebook), stored_times()
+    record = stored_run(notebook)
     photographs = (RECORDS / "photographs.tsv").read_text("utf-8").splitlines()
     head, *rows = (line.split("\t") for line in photographs)
     return {
@@ -294,11 +292,11 @@ def generated_parts(notebook, records):
         "evaluate": f"```text\n{cell_of(notebook, 'evaluate').outputs[-1].text}```",
         "net": net_table(),
         "choices": choices_table(records),
+        "batches": one_epoch_table(records),
         "seeds": seeds_table(records),
-        "frontier": frontier_table(records),
+        "lengths": seeds_table(records, lengths=()),
+        "shortest": finding(records),
         "public": public_table(),
-        "peers": peers_table(times, records),
-        "findings": f"{smallest(records)}\n\n{fastest(times, records)}",
         "photographs": table("|>".join(head), rows),
     }
 
@@ -309,66 +307,63 @@ def fill(text, parts):
     return re.sub(block, lambda m: f"{m[1]}\n{parts[m[2]]}\n{m[3]}", text)
 
 
-def plot_comparison(axis, records):
-    """Draw accuracy over parameters: ours and the public ones."""
-    groups, blue = by_training(records, SEEDS), {"color": "tab:blue"}
-    widths = by_width(records).items()
-    for recipe, style in zip(FRONTIER, (".-", ".--"), strict=True):
-        means = {size: accuracies(g).mean() for (r, size), g in widths if r == recipe}
-        look = {"alpha": 0.5, "label": f"ours, {recipe} at other widths"} | blue
-        axis.plot(list(means), list(means.values()), style, **look)
-    sizes = [group[0]["parameters"] for group in groups.values()]
-    values = np.array([accuracies(group) for group in groups.values()])
-    ours = sizes, values.mean(1), values.std(1, ddof=1)
-    public = [PUBLIC[column] for column in ("parameters", "accuracy", "deviation")]
-    label = "ours, mean of seeds ± deviation"
-    axis.errorbar(*ours, fmt="o", capsize=3, label=label, **blue)
-    label = "public (± deviation: mean of runs)"
-    axis.errorbar(*public, fmt="x", label=label, color="dimgray")
-    names = [*groups, *(who.split("/")[0] for who in PUBLIC["who"])]
+def plot_frontier(figure, records):
+    """Draw accuracy over parameters, beside public results, and over epochs."""
+    left, right = figure.subplots(1, 2, sharey=True)
+    groups = {n: accuracies(g) for n, g in tested(records, SEEDS + FRESH_SEEDS).items()}
+    ours = groups["20 epochs"]
+    small = PUBLIC[PUBLIC["parameters"] < 15_000]
+    left.plot(small["parameters"], small["accuracy"], "x", color="dimgray")
+    left.plot([], [], "x", color="dimgray", label="public, single runs")
+    size = network().count_params()
+    left.errorbar(size, ours.mean(), ours.std(ddof=1), fmt="o", color="tab:blue")
+    left.plot([], [], "o", color="tab:blue", label="ours, mean ± deviation")
+    left.set(xscale="log", xlabel="parameters (of most public ones, trainable only)")
+    left.set_title("Fewer than 15,000 parameters", fontsize=12)
+    epochs = [int(name.split()[0]) for name in groups]
+    for place, values in zip(epochs, groups.values(), strict=True):
+        right.plot([place] * len(values), values, ".", color="lightsteelblue")
+    mean = [values.mean() for values in groups.values()]
+    error = [values.mean() - lowest_mean(values) for values in groups.values()]
+    right.errorbar(epochs, mean, error, fmt="o-", color="tab:blue", capsize=4)
+    right.set(xscale="log", xlabel="epochs (dots: seeds; bars: 95% interval of mean)")
+    right.set_xticks(epochs, epochs)
+    right.minorticks_off()
+    right.set_title(
+        f"Enough after {shortest(records).split(':')[0].split('takes ')[1]}"
+    )
+    for axis in (left, right):
+        axis.axhline(REQUIRED, linestyle="--", color="black", linewidth=1)
     spot = {"textcoords": "offset points", "fontsize": 10}
-    for name, size, mean in zip(names, *np.hstack([ours[:2], public[:2]]), strict=True):
-        if size < 2_000:
-            axis.annotate(name, (size, mean), xytext=(-9, 5), ha="right", **spot)
-        elif size > 14_000:  # between them there are too many
-            axis.annotate(name, (size, mean), xytext=(9, 4), **spot)
-    axis.axhline(REQUIRED, linestyle="--", color="black", linewidth=1)
-    axis.annotate("required: 99.4%", (9e6, REQUIRED), xytext=(0, 4), ha="right", **spot)
-    axis.axvline(15_000, linestyle=":", color="black", linewidth=1)
-    axis.annotate("limit: 15,000", (15_000, 99.77), xytext=(4, 0), **spot)
-    axis.legend(loc="lower right", fontsize=10)
-    axis.set(xscale="log", xlim=(150, 1e7))
-    axis.set_xlabel("parameters (of most public ones, trainable only)", fontsize=11)
-    axis.set_ylabel("test accuracy (%)", fontsize=11)
-    small = PUBLIC["accuracy"][PUBLIC["parameters"] < 15_000]
-    above = sum(small >= accuracies(groups["assignment"]).mean().round(2)) or "None"
-    title = f"{above} of the {len(small)} small public networks reach our mean"
-    axis.set_title(title, fontsize=12)
+    left.annotate("required: 99.4%", (700, REQUIRED), xytext=(0, 4), **spot)
+    left.set_ylabel("test accuracy (%)")
+    left.legend(loc="lower right", fontsize=10)
 
 
-def plot_ablation(axis, records):
+def plot_ablation(figure, records):
     """Draw the changes: a dot for each pair, means, and 95% intervals."""
-    changes = differences(records)
-    points = np.array([points for points, _ in changes.values()])
-    low, high = stats.ttest_1samp(points, 0, axis=1).confidence_interval()
-    mean, error, places = (low + high) / 2, (high - low) / 2, np.arange(len(points))
-    axis.plot(points, places + 0.3, ".", color="gray")
+    axis, (base, *names) = figure.subplots(), benchmark.ABLATION
+    changes = differences(records, base, names)
+    losses = 1_000 * np.array([losses for _, losses in changes.values()])
+    low, high = stats.ttest_1samp(losses, 0, axis=1).confidence_interval()
+    mean, error, places = (low + high) / 2, (high - low) / 2, np.arange(len(losses))
+    axis.plot(losses, places + 0.25, ".", color="gray")
     axis.errorbar(mean, places, xerr=error, fmt="D", color="tab:blue", capsize=4)
-    axis.set_yticks(places, [textwrap.fill(name, 36) for name in changes])
-    axis.invert_yaxis()
+    axis.set_yticks(places, [textwrap.fill(name, 30) for name in changes])
+    axis.set_ylim(len(places) - 0.5, -0.5)
     axis.axvline(0, color="black", linewidth=1)
     meaning = "mean of the pairs with its 95% interval; dots: pairs of seed and fold"
-    axis.set_xlabel(f"change of hold-out accuracy (percentage points)\n{meaning}")
-    told = sum(low * high > 0)
-    title = f"{told} of {len(changes)} changes have a 95% interval that excludes zero"
+    axis.set_xlabel(f"change of hold-out cross-entropy (thousandths)\n{meaning}")
+    told = sum(text.startswith("**") for text in effects(losses, 1))
+    title = f"{told} of {len(changes)} changes are told from zero (Holm's correction)"
     axis.set_title(title, fontsize=12)
 
 
-def drawn(plot, records):
-    """Return what plot draws on an axis as a PNG."""
+def drawn(plot, records, size):
+    """Return what plot draws on a figure as a PNG."""
     plt.rcdefaults()  # whatever cells of the notebook were run before
-    figure, axis = plt.subplots(figsize=(8, 5.6), layout="constrained")
-    plot(axis, records)
+    figure = plt.figure(figsize=size, layout="constrained")
+    plot(figure, records)
     figure.savefig(buffer := io.BytesIO(), dpi=110)
     plt.close(figure)
     return buffer.getvalue()
@@ -376,8 +371,10 @@ def drawn(plot, records):
 
 def figures(notebook, records):
     """Return the PNGs that the README shows, by file name."""
-    plots = {"comparison.png": plot_comparison, "ablation.png": plot_ablation}
-    images = {name: drawn(plot, records) for name, plot in plots.items()}
+    images = {
+        "frontier.png": drawn(plot_frontier, records, (9, 4)),
+        "ablation.png": drawn(plot_ablation, records, (8, 4)),
+    }
     for cell, name in SHOWN.items():
         output = cell_of(notebook, cell).outputs[-1]
         images[name] = base64.b64decode(output["data"]["image/png"])
