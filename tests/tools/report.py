@@ -22,7 +22,6 @@ import nbclient
 import nbformat
 import notebook as source
 import numpy as np
-from benchmark import FRESH_SEEDS, SEEDS
 from notebook import NOTEBOOK, REPOSITORY, cell_of, fingerprint
 from scipy import stats
 
@@ -125,9 +124,9 @@ def grouped(records):
     return groups
 
 
-def tested(records, seeds=SEEDS):
-    """Return the records on the test images from the seeds, by name, longest last."""
-    chosen = [r for r in records if r["fold"] is None and r["seed"] in seeds]
+def tested(records):
+    """Return the records on the test images, by name, the longest trainings last."""
+    chosen = [record for record in records if record["fold"] is None]
     return grouped(sorted(chosen, key=lambda record: record["epochs"]))
 
 
@@ -233,17 +232,16 @@ def net_table():
     return table("stage|output|>parameters", rows)
 
 
-def seeds_table(records, lengths=("20 epochs",)):
-    """Return the table of trainings over seeds, those of the given names or all."""
-    ten, fresh = (tested(records, seeds) for seeds in (SEEDS, FRESH_SEEDS))
+def seeds_table(records):
+    """Return the table of trainings over seeds."""
     rows = []
-    for name in lengths or ten:
-        row = [name, ten[name][0]["batch_size"]]
-        for values in map(accuracies, (ten[name], fresh.get(name, ()))):
-            if len(values):
-                row += [len(values), f"{spread(values, 3)}, worst {min(values):.2f}"]
-        rows.append(row + [""] * (6 - len(row)))
-    head = "training|>batch|>seeds|>accuracy, %|>fresh seeds|>accuracy, %"
+    for name, group in tested(records).items():
+        values = accuracies(group)
+        low, size = f"{lowest_mean(values):.3f}", group[0]["batch_size"]
+        rows.append(
+            (name, size, len(values), spread(values, 3), f"{min(values):.2f}", low)
+        )
+    head = "training|>batch|>n|>accuracy, %|>worst|>95% interval of the mean from"
     return table(head, rows)
 
 
@@ -252,7 +250,7 @@ def shortest(records):
 
     That is, one of ten seeds or more whose mean has a 95% interval above the required.
     """
-    for name, group in tested(records, SEEDS + FRESH_SEEDS).items():
+    for name, group in tested(records).items():
         values = accuracies(group)
         if len(values) >= 10 and lowest_mean(values) >= REQUIRED:
             return name, values
@@ -294,7 +292,6 @@ def generated_parts(notebook, records):
         "choices": choices_table(records),
         "batches": one_epoch_table(records),
         "seeds": seeds_table(records),
-        "lengths": seeds_table(records, lengths=()),
         "shortest": finding(records),
         "public": public_table(),
         "photographs": table("|>".join(head), rows),
@@ -310,7 +307,7 @@ def fill(text, parts):
 def plot_frontier(figure, records):
     """Draw accuracy over parameters, beside public results, and over epochs."""
     left, right = figure.subplots(1, 2, sharey=True)
-    groups = {n: accuracies(g) for n, g in tested(records, SEEDS + FRESH_SEEDS).items()}
+    groups = {n: accuracies(g) for n, g in tested(records).items()}
     ours = groups["20 epochs"]
     small = PUBLIC[PUBLIC["parameters"] < 15_000]
     left.plot(small["parameters"], small["accuracy"], "x", color="dimgray")
