@@ -127,7 +127,7 @@ def test_what_is_of_other_code_says_what_to_run(tmp_path, monkeypatch):
 
 
 def test_a_record_of_another_run_is_refused():
-    edits = ABLATION["ReLU instead of SiLU"][1]
+    edits = ABLATION["Adam instead of Muon"][1]
     run = Run("ReLU", 3, 20, {"rotation": 5.0}, 0, edits)
     record = run.key() | {"accuracy": 0.99}
     assert find(run, [{"name": "ReLU"}, record]) is record

@@ -35,38 +35,23 @@ TO_ADAM = {
     "adam_beta_2=": "beta_2=",
     "        adam_weight_decay=None,\n": "",
 }
-CENTER = {"center=False": "center=True"}
-DECAY = "keras.optimizers.schedules.PolynomialDecay(learning_rate, steps, 0.0)"
-CONSTANT_RATE = {DECAY: "learning_rate"}
 STRENGTH = {"ops.clip((1 - self.step / self.steps) / 0.3, 0.2, 1.0)": "1.0"}
-RELU = {'layers.Activation("silu")': 'layers.Activation("relu")'}
-NO_SHIFT = {"self.draw(1.0, count, 2, 1)": "self.draw(0.0, count, 2, 1)"}
-NO_TURN = {"rotation": 0.0, "stretch": 0.0}
-GROUP = {
-    "layers.BatchNormalization(momentum=0.9, ": "layers.GroupNormalization(groups=1, "
-}
 # One change each: the settings that are replaced, and the texts of the notebook's code
 # that are.
 ABLATION = {
     "as it is": ({}, {}),
     "Adam instead of Muon": ({"learning_rate": 0.02}, TO_ADAM),
     "augmentation at constant strength": ({}, STRENGTH),
-    "ReLU instead of SiLU": ({}, RELU),
-    "plain: Adam, ReLU, constant rate, neither augmentation nor smoothing": (
-        NO_TURN | {"learning_rate": 0.003, "label_smoothing": 0.0},
-        TO_ADAM | RELU | CONSTANT_RATE | NO_SHIFT,
-    ),
-    "a constant learning rate": ({}, CONSTANT_RATE),
-    "no augmentation": (NO_TURN, NO_SHIFT),
-    "no label smoothing": ({"label_smoothing": 0.0}, {}),
-    "with batch norm's beta": ({"filters": [16, 32, 56, 72, 71]}, CENTER),
 }
-
-
-DECISIVE = list(ABLATION)[:3]
-BATCHES = (32, 64, 128)  # tried for one epoch
 ONE = {"batch_size": 32}  # with one epoch
-SHORT = (("1 epoch", 1, ONE), ("2 epochs", 2, {}))
+# What was tried for one epoch.
+TRIALS = {
+    f"1 epoch, batches of {size}": ({"batch_size": size}, {}) for size in (32, 64, 128)
+} | {
+    f"1 epoch, Adam at {rate}": (ONE | {"learning_rate": rate}, TO_ADAM)
+    for rate in (0.01, 0.02)
+}
+TESTED = {"20 epochs": (20, {}), "1 epoch": (1, ONE), "2 epochs": (2, {})}
 
 
 @dataclass(frozen=True)
@@ -137,39 +122,19 @@ def digest_of(fold, **parameters):
     return run_cells("split", edits=edits, **parameters)["data"]["sha256"]
 
 
-def ablation(name, seed, fold):
-    """Return the run of one change of the notebook."""
-    overrides, edits = ABLATION[name]
-    return Run(name, seed, 20, overrides, fold, edits)
-
-
 def all_runs():
     """Return every run that the pages speak of, the most important first."""
     runs = [
-        Run(f"1 epoch, batches of {size}", seed, 1, {"batch_size": size}, fold)
-        for seed, fold in PAIRS
-        for size in BATCHES
-    ]
-    runs += [
-        Run(
-            f"1 epoch, Adam at {rate}",
-            seed,
-            1,
-            {**ONE, "learning_rate": rate},
-            fold,
-            TO_ADAM,
-        )
-        for seed, fold in PAIRS
-        for rate in (0.01, 0.02)
-    ]
-    runs += [ablation(name, *pair) for pair in PAIRS[:3] for name in DECISIVE]
-    runs += [Run("20 epochs", seed) for seed in SEEDS]
-    runs += [
         Run(name, seed, epochs, overrides)
-        for name, epochs, overrides in SHORT
+        for name, (epochs, overrides) in TESTED.items()
         for seed in SEEDS
     ]
-    runs += [ablation(name, *pair) for pair in PAIRS[3:] for name in DECISIVE]
+    runs += [
+        Run(name, seed, epochs, overrides, fold, edits)
+        for epochs, changes in ((20, ABLATION), (1, TRIALS))
+        for seed, fold in PAIRS
+        for name, (overrides, edits) in changes.items()
+    ]
     return runs
 
 

@@ -169,11 +169,7 @@ def choices_table(records):
 
 def one_epoch_table(records):
     """Return the table of what was tried for one epoch."""
-    names = dict.fromkeys(
-        r["name"] for r in records if r["epochs"] == 1 and r["fold"] is not None
-    )
-    base = f"1 epoch, batches of {benchmark.ONE['batch_size']}"
-    names.pop(base)
+    base, *names = benchmark.TRIALS
     head = f"instead of {base}|>accuracy|>cross-entropy|>n"
     return differences_table(head, differences(records, base, names))
 
