@@ -322,9 +322,7 @@ def plot_frontier(figure, records):
     right.set(xscale="log", xlabel="epochs (dots: seeds; bars: 95% interval of mean)")
     right.set_xticks(epochs, epochs)
     right.minorticks_off()
-    right.set_title(
-        f"Enough after {shortest(records).split(':')[0].split('takes ')[1]}"
-    )
+    right.set_title(f"Enough after {shortest(records)[0]}", fontsize=12)
     for axis in (left, right):
         axis.axhline(REQUIRED, linestyle="--", color="black", linewidth=1)
     spot = {"textcoords": "offset points", "fontsize": 10}
