@@ -66,9 +66,14 @@ def test_a_file_that_is_not_mnist_is_refused(
     np.savez(path, **(small_arrays | {name: array}))
     if array is None:
         path.write_bytes(path.read_bytes()[:50_000])
-    message = f"This is not MNIST: .*{reason}.*Set data_path to a copy of https://"
+    message = f"MNIST cannot be read: .*{reason}.*Set data_path to a copy of https://"
     with pytest.raises(ValueError, match=message):
         run_cells("split", data_path=str(path))
+
+
+def test_a_holdout_leaves_training_images(small_data):
+    with pytest.raises(ValueError, match="holdout = 640: there are 640 images"):
+        run_cells("split", data_path=str(small_data), holdout=640)
 
 
 def test_what_is_downloaded_is_what_keras_would(small_data, tmp_path, monkeypatch):
@@ -88,7 +93,7 @@ def test_what_is_downloaded_is_what_keras_would(small_data, tmp_path, monkeypatc
 @pytest.mark.parametrize("version", ["3.8.0", "3.10.2"])
 def test_an_old_keras_is_named(version, monkeypatch):
     monkeypatch.setattr(keras, "__version__", version)
-    with pytest.raises(ImportError, match=f"Keras 3.13 or newer, not {version}"):
+    with pytest.raises(ImportError, match=f"-U keras: 3.13 is needed, not {version}"):
         run_cells("options")
 
 

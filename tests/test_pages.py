@@ -128,7 +128,7 @@ def test_what_is_printed_and_drawn_is_computed_as_it_says(mnist, monkeypatch):
     right = round(n * p)
     assert out.getvalue().splitlines() == [
         f"model.evaluate on the test images: [{record['loss']:.4f}, {p:.4f}]",
-        f"{right:,} of 10,000 right: {p:.2%}",
+        f"{right:,} of 10,000 right: {p:.2%}, 99.4% are required",
         f"95% interval: {middle - half:.2%} to {middle + half:.2%}",
     ]
     exponents = np.exp(logits - logits.max(axis=1, keepdims=True))

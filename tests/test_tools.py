@@ -139,7 +139,7 @@ def test_a_record_of_another_run_is_refused():
 
 @pytest.mark.parametrize("trains, old, new", [
     (False, "# errors only", "# another comment"),
-    (False, "This is not MNIST", "This is no MNIST"),
+    (False, "MNIST cannot be read", "MNIST is not to be read"),
     (False, "figsize=(7, 4)", "figsize=(8, 5)"),
     (False, "steps=1_000", "steps=2_000"),  # of a figure
     (True, "momentum=0.9,\n        rms", "momentum=0.8,\n        rms"),

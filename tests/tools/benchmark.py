@@ -29,7 +29,7 @@ HOLDOUT = 10_000
 TO_ADAM = {
     "return Muon(": "return keras.optimizers.Adam(",
     "        momentum=0.9,\n": "",
-    "        rms_rate=None,  # singular values stay near 1\n": "",
+    "        rms_rate=None,  # no other factor than the learning rate\n": "",
     "        adam_lr_ratio=0.2,\n": "",
     "adam_beta_1=": "beta_1=",
     "adam_beta_2=": "beta_2=",

@@ -132,4 +132,4 @@ def settings_of(seed=0, epochs=20, overrides=None):
     cells = definitions() | {"seed": seed, "epochs": epochs}
     cells |= {"overrides": overrides or {}}
     run_cell("check", cells)
-    return cells["shown"]
+    return cells["chosen"]
