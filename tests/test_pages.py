@@ -18,7 +18,7 @@ import PIL.Image
 import pytest
 import report
 from benchmark import read_records, whole_records
-from notebook import DATA, NOTEBOOK, read_notebook, run_cell
+from notebook import DATA, NOTEBOOK, find_record, read_notebook, run_cell
 from report import IMAGES, PAGES, SHOWN, figures
 
 # Published at github.com/cleanlab/label-errors, judged wrong by people.
@@ -100,7 +100,7 @@ def test_the_stored_run_is_the_record_of_seed_0(notebook):
 
 def test_what_is_printed_and_drawn_is_computed_as_it_says(mnist, monkeypatch):
     """Wilson's interval by its formula; errors and curves by the stored network."""
-    record = report.stored_run(read_notebook())
+    record = find_record(read_notebook())
     cells = {"record": record, "display": lambda *_, **__: None}
     cells |= {"run_images": mnist["x_test"], "run_labels": mnist["y_test"]}
     network = keras.saving.load_model(DATA.with_name("CODE9.keras"))
