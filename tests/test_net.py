@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from notebook import run_cell
+from notebook import run_cell, run_cells
 from scipy import ndimage
 
 FILTERS = [16, 32, 56, 72, 72]
@@ -59,6 +59,40 @@ def places(images):
     """Return the centers of mass (n, 2), in pixels right of and below the center."""
     images = ops.convert_to_numpy(images)[..., 0]
     return np.array([ndimage.center_of_mass(image)[::-1] for image in images]) - 13.5
+
+
+def slants(images):
+    """Return the slants (n,) of images (n, 28, 28): covariance over row's variance."""
+    rows, columns = np.mgrid[:28, :28]
+    moments = [
+        np.cov(rows.ravel(), columns.ravel(), aweights=i.ravel()) for i in images
+    ]
+    return np.array([moment[0, 1] / moment[0, 0] for moment in moments])
+
+
+def test_deskewed_digits_are_centered_and_do_not_lean(cells):
+    images = cells["images"][:100, ..., None] / np.float32(255)
+    upright = ops.convert_to_numpy(cells["deskew"](images))
+    assert np.abs(slants(images[..., 0])).mean() > 0.2
+    assert np.abs(slants(upright[..., 0])).mean() < 0.02
+    assert np.abs(places(upright)).max() < 0.1
+    assert np.allclose(upright.sum(axis=(1, 2)), images.sum(axis=(1, 2)), rtol=0.02)
+    blank = ops.convert_to_numpy(cells["deskew"](np.zeros_like(images)))
+    assert not blank.any()
+
+
+def test_deskewing_is_a_setting_that_the_saved_network_keeps(small_data, tmp_path):
+    """What it reads is not deskewed, and it needs no code but Keras' own."""
+    given = {"data_path": str(small_data), "epochs": 1}
+    plain = run_cells("deskew", **given)
+    assert np.array_equal(plain["x_train"][..., 0] * 255, plain["images"])
+    cells = run_cells("train", overrides={"deskew": True}, **given)
+    expected = cells["deskew"](plain["x_train"])
+    assert np.allclose(cells["x_train"], expected, atol=1e-6)
+    cells["model"].save(tmp_path / "CODE9.keras")
+    network = keras.saving.load_model(tmp_path / "CODE9.keras")
+    logits = network.predict(plain["x_evaluation"], verbose=0)
+    assert np.allclose(logits, cells["logits"], atol=1e-4)
 
 
 TURNED = np.exp(-1j * math.radians(30)) * (6 + 2j)
@@ -117,8 +151,8 @@ def test_the_model_trains_on_augmented_images_and_is_evaluated_on_given_ones(cel
 
 def test_each_step_of_a_training_is_counted(first):
     """Five batches in each of two epochs, whatever an execution takes at once."""
-    assert float(first["model"].layers[0].step) == 10
-    assert int(first["model"].optimizer.iterations) == 10
+    assert float(first["training"].layers[0].step) == 10
+    assert int(first["training"].optimizer.iterations) == 10
 
 
 def test_muon_steps_the_kernels_that_mix_channels_and_adam_the_others(cells):

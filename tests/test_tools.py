@@ -2,14 +2,17 @@
 
 import collections
 import dataclasses
+import math
 import shutil
 
 import benchmark
 import nbformat
 import numpy as np
+import peers
 import pytest
 import report
 from benchmark import ABLATION, Run, find
+from keras import ops
 from notebook import (
     NOTEBOOK,
     TRAINS,
@@ -25,7 +28,8 @@ def record_of(name, seed, accuracy, fold=None, **others):
     """Return what is stored of a run, as far as the tables read it."""
     record = {"name": name, "seed": seed, "accuracy": accuracy, "fold": fold}
     record |= {"epochs": 20, "batch_size": 128, "cross_entropy": 0.02}
-    return record | {"parameters": 14_720} | others
+    record |= {"parameters": 14_720, "filters": [16, 32], "label_smoothing": 0.1}
+    return record | {"deskew": False} | others
 
 
 def rows_of(table):
@@ -47,26 +51,44 @@ def test_an_effect_is_bold_if_it_is_told_from_zero_with_all_others_in_mind():
 def test_enough_is_the_lower_end_of_the_interval_of_the_mean():
     values = [99.43, 99.45, 99.47]  # 4.303 * 0.02 / sqrt(3) = 0.050
     assert report.lowest_mean(values) == pytest.approx(99.40, abs=0.001)
-    good = [record_of("20 epochs", seed, 0.995 + seed / 1e5) for seed in range(10)]
+    good = [
+        record_of(name, seed, accuracy + seed / 1e5, parameters=size)
+        for seed in range(10)
+        for name, accuracy, size in (
+            ("20 epochs", 0.995, 14_720),
+            ("1,976", 0.9949, 1_976),
+            ("1,460", 0.9939, 1_460),
+        )
+    ]
     close = [0.9941 + 0.0004 * (-1) ** seed for seed in range(10)]
     close = [record_of("1 epoch", s, a, epochs=1) for s, a in enumerate(close)]
     text = report.finding(good + close)
     assert text.startswith("The shortest training that is enough takes 20 epochs: ")
-    assert "99.50 ± 0.00% over 10 seeds" in text
+    few = "the smallest that is enough has 1,976 parameters: 99.49 ± 0.00%"
+    assert few in text.replace("\n", " ")
     for record in close:
         record["accuracy"] += 0.0005
     assert "takes 1 epoch: 99.46 ± 0.04%" in report.finding(good + close)
     assert "takes 20 epochs" in report.finding(good + close[:9])  # nine are too few
 
 
-def test_the_tables_of_seeds_and_rules():
+def test_the_tables_of_seeds_and_rules(monkeypatch):
     records = [record_of("20 epochs", *value) for value in {0: 0.993, 1: 0.994}.items()]
     records += [record_of("1 epoch", *v, epochs=1) for v in {0: 0.98, 1: 0.981}.items()]
     records += [record_of("as it is", 0, 0.5, fold=0)]
     # Student's t for 95% and two values is 12.706: 12.706 * 0.1 / 2 = 0.635.
-    assert rows_of(report.seeds_table(records)) == [
-        ["1 epoch", "128", "2", "98.050 ± 0.071", "98.00", "97.415"],
-        ["20 epochs", "128", "2", "99.350 ± 0.071", "99.30", "98.715"],
+    told = [
+        ["2", "98.050 ± 0.071", "98.00", "97.415"],
+        ["2", "99.350 ± 0.071", "99.30", "98.715"],
+    ]
+    monkeypatch.setattr(benchmark, "LENGTHS", ["1 epoch", "20 epochs"])
+    assert rows_of(report.lengths_table(records)) == [
+        ["1 epoch", "128", "no", *told[0]],
+        ["20 epochs", "128", "no", *told[1]],
+    ]
+    monkeypatch.setattr(report, "SIZES", ["1 epoch", "20 epochs"])
+    assert rows_of(report.widths_table(records)) == [
+        ["14,720", "`[16, 32]`", "0.1", *values] for values in told
     ]
     run = {"accuracy": 0.5, "settings": {"epochs": 20}}
     rules = [row[2] for row in rows_of(report.rules_table(run, records))]
@@ -273,3 +295,31 @@ def test_the_report_writes_again_what_stands(tmp_path, monkeypatch):
         assert copy.read_text("utf-8") == path.read_text("utf-8")
     drawn = {path.name for path in (tmp_path / "images").iterdir()}
     assert drawn == {path.name for path in (report.REPOSITORY / "images").iterdir()}
+
+
+def test_the_peers_are_built_as_published(small_data, monkeypatch):
+    """Order of layers, numbers of parameters, schedules, normalization; they run."""
+    eip4, eva4 = (peers.compiled(name, 15) for name in peers.PEERS)
+    trained = sum(math.prod(v.shape) for v in eva4.trainable_variables)
+    assert (eip4.count_params(), trained) == (13_050, 8_464)
+    order = [type(layer).__name__ for layer in eva4.layers]
+    block = ["Conv2D", "ReLU", "BatchNormalization"]
+    assert order[:8] == ["Normalization", *block, *block, "MaxPooling2D"]
+    assert order[8:23] == block * 5
+    assert (eva4.layers[3].momentum, eva4.layers[3].epsilon) == (0.9, 1e-5)
+    black = ops.convert_to_numpy(eva4.layers[0](np.zeros((1, 28, 28, 1))))
+    assert black.ravel() == pytest.approx([-0.1311 / 0.3081] * 784, rel=1e-5)
+    order = [type(layer).__name__ for layer in eip4.layers]
+    assert order[:6] == ["Conv2D", "ReLU", *block, "Dropout"]
+    for model, steps, rates in (
+        (eva4, 937, {7: 1e-2, 7.01: 1e-3, 14: 1e-3, 14.01: 1e-4}),
+        (eip4, 468, {0: 1e-2, 7.5: 5e-3, 15: 0}),
+    ):
+        for epoch, rate in rates.items():
+            model.optimizer.iterations.assign(round(epoch * steps))
+            assert float(model.optimizer.learning_rate) == pytest.approx(rate)
+    monkeypatch.setattr(peers, "DATA", small_data)
+    for name in peers.PEERS:
+        seconds, accuracy = peers.train(name, 10, 0, timed=2)
+        assert len(seconds) == 2
+        assert 0 < accuracy < 1

@@ -35,6 +35,8 @@ TO_ADAM = {
     "adam_beta_2=": "beta_2=",
     "        adam_weight_decay=None,\n": "",
 }
+RELU = {'layers.Activation("silu")': 'layers.Activation("relu")'}
+NO_SHIFT = {"self.draw(1.0, count, 2, 1)": "self.draw(0.0, count, 2, 1)"}
 STRENGTH = {"ops.clip((1 - self.step / self.steps) / 0.3, 0.2, 1.0)": "1.0"}
 # One change each: the settings that are replaced, and the texts of the notebook's code
 # that are.
@@ -42,16 +44,51 @@ ABLATION = {
     "as it is": ({}, {}),
     "Adam instead of Muon": ({"learning_rate": 0.02}, TO_ADAM),
     "augmentation at constant strength": ({}, STRENGTH),
+    "no augmentation": ({"rotation": 0.0, "stretch": 0.0}, NO_SHIFT),
+    "no label smoothing": ({"label_smoothing": 0.0}, {}),
+    "ReLU instead of SiLU": ({}, RELU),
 }
-ONE = {"batch_size": 32}  # with one epoch
-# What was tried for one epoch.
-TRIALS = {
-    f"1 epoch, batches of {size}": ({"batch_size": size}, {}) for size in (32, 64, 128)
-} | {
-    f"1 epoch, Adam at {rate}": (ONE | {"learning_rate": rate}, TO_ADAM)
-    for rate in (0.01, 0.02)
+DESKEWED = {"deskew": True}
+ONE = {"batch_size": 64} | DESKEWED  # with one epoch
+FEW = {"label_smoothing": 0.0} | DESKEWED  # with few parameters
+# What was tried for one epoch, and for few parameters; the first is what is used.
+ONE_EPOCH = {
+    "1 epoch": (ONE, {}),
+    "1 epoch, not deskewed": (ONE | {"deskew": False}, {}),
+    "1 epoch, batches of 32": (ONE | {"batch_size": 32}, {}),
+    "1 epoch, batches of 128": (ONE | {"batch_size": 128}, {}),
+    "1 epoch, half the augmentation": (ONE | {"rotation": 5.0, "stretch": 0.05}, {}),
+    "1 epoch, Adam at 0.02": (ONE | {"learning_rate": 0.02}, TO_ADAM),
 }
-TESTED = {"20 epochs": (20, {}), "1 epoch": (1, ONE), "2 epochs": (2, {})}
+SMALL = {"filters": [8, 16, 16, 17, 17]} | FEW
+SMALL_NETWORK = {
+    "1,976 parameters": (SMALL, {}),
+    "1,976 parameters, not deskewed": (SMALL | {"deskew": False}, {}),
+    "1,976 parameters, smoothing 0.1": (SMALL | {"label_smoothing": 0.1}, {}),
+}
+# Comparisons on hold-outs: epochs, pairs, and the changes, of which the first is none.
+COMPARED = (
+    (20, PAIRS, ABLATION),
+    (1, PAIRS, ONE_EPOCH),
+    (20, PAIRS[:3], SMALL_NETWORK),
+)
+# What is tested on the test images: epochs, settings, and how many of the seeds.
+LENGTHS = {
+    "1 epoch": (1, ONE, 10),
+    "2 epochs": (2, DESKEWED, 10),
+    "3 epochs": (3, DESKEWED, 5),
+    "5 epochs": (5, DESKEWED, 5),
+    "10 epochs": (10, {}, 5),
+    "20 epochs": (20, {}, 10),
+}
+WIDTHS = {  # by their numbers of parameters
+    "980": (20, {"filters": [5, 10, 10, 10, 10]} | FEW, 5),
+    "1,460": (20, {"filters": [7, 13, 13, 13, 14]} | FEW, 5),
+    "1,976": (20, SMALL, 10),
+    "2,820": (20, {"filters": [6, 12, 21, 27, 27]} | FEW, 10),
+    "4,480": (20, {"filters": [8, 16, 28, 36, 36]} | DESKEWED, 5),
+}
+TESTED = LENGTHS | WIDTHS
 
 
 @dataclass(frozen=True)
@@ -126,14 +163,14 @@ def all_runs():
     """Return every run that the pages speak of, the most important first."""
     runs = [
         Run(name, seed, epochs, overrides)
-        for name, (epochs, overrides) in TESTED.items()
-        for seed in SEEDS
+        for name, (epochs, overrides, seeds) in TESTED.items()
+        for seed in SEEDS[:seeds]
     ]
     runs += [
         Run(name, seed, epochs, overrides, fold, edits)
-        for epochs, changes in ((20, ABLATION), (1, TRIALS))
-        for seed, fold in PAIRS
+        for epochs, pairs, changes in COMPARED
         for name, (overrides, edits) in changes.items()
+        for seed, fold in pairs
     ]
     return runs
 

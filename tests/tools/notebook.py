@@ -21,6 +21,7 @@ TRAINS = [
     "options",
     "load",
     "split",
+    "deskew",
     "network",
     "augment",
     "optimizer",
@@ -104,21 +105,29 @@ class _Bare(ast.NodeTransformer):
         return ast.Raise()
 
 
+def bare(code):
+    """Return Python code without comments, docstrings and messages."""
+    return ast.unparse(_Bare().visit(ast.parse(code)))
+
+
 def code_that_trains(notebook):
     """Return the code of the cells that a training runs through, as text.
 
-    Comments, docstrings and messages are left out, and so are the cells that check or
-    show: a record holds the settings, and the others change nothing.
+    What determines no number is left out, and so are the cells that check or show: a
+    record holds the settings, and the others change nothing.
     """
-    cells = [ast.parse(cell_of(notebook, name).source) for name in TRAINS]
-    return "\n".join(ast.unparse(_Bare().visit(cell)) for cell in cells)
+    return "\n".join(bare(cell_of(notebook, name).source) for name in TRAINS)
+
+
+def hash_of(text):
+    """Return a short hash."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @functools.cache
 def fingerprint(edits=()):
     """Return a hash of the code that trains, with edits, pairs of texts, in place."""
-    code = code_that_trains(read_notebook(edits))
-    return hashlib.sha256(code.encode()).hexdigest()[:16]
+    return hash_of(code_that_trains(read_notebook(edits)))
 
 
 @functools.cache

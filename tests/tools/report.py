@@ -9,7 +9,6 @@ the notebook is run first, and its outputs and its network are stored.
 import argparse
 import base64
 import collections
-import hashlib
 import io
 import re
 import tempfile
@@ -22,7 +21,7 @@ import nbclient
 import nbformat
 import notebook as source
 import numpy as np
-from notebook import NOTEBOOK, REPOSITORY, cell_of, fingerprint
+from notebook import NOTEBOOK, REPOSITORY, cell_of, fingerprint, hash_of
 from scipy import stats
 
 PAGES = (REPOSITORY / "README.md", REPOSITORY / "tests" / "README.md")
@@ -31,6 +30,7 @@ IMAGES = REPOSITORY / "images"
 STORED_MODEL = source.DATA.with_name("CODE9.keras")
 SHOWN = {"curves": "curves.png", "wrong": "errors.png"}  # cells, and their figures
 REQUIRED = 99.4
+SIZES = [*benchmark.WIDTHS, "20 epochs"]  # smallest first
 PUBLIC = np.genfromtxt(RECORDS / "public.tsv", delimiter="\t", dtype=None, names=True)
 
 
@@ -40,7 +40,7 @@ def run_and_store():
     language = dict(notebook.metadata["language_info"])  # the run adds its Python's
     with tempfile.TemporaryDirectory() as folder:
         network = Path(folder, "CODE9.keras")
-        save = f"model.layers[-1].save({str(network)!r})"
+        save = f"model.save({str(network)!r})"
         notebook.cells.append(nbformat.v4.new_code_cell(save))
         nbclient.execute(
             notebook, REPOSITORY, coalesce_streams=True, record_timing=False
@@ -60,7 +60,7 @@ def run_and_store():
 def code_of(notebook):
     """Return a hash of all code, on which the stored outputs depend."""
     code = "\n".join(cell.source for cell in notebook.cells if "outputs" in cell)
-    return hashlib.sha256(code.encode()).hexdigest()[:16]
+    return hash_of(code)
 
 
 def stored_run(notebook):
@@ -124,10 +124,10 @@ def grouped(records):
     return groups
 
 
-def tested(records):
-    """Return the records on the test images, by name, the longest trainings last."""
-    chosen = [record for record in records if record["fold"] is None]
-    return grouped(sorted(chosen, key=lambda record: record["epochs"]))
+def tested(records, names):
+    """Return the records on the test images that have one of the names, by name."""
+    groups = grouped([record for record in records if record["fold"] is None])
+    return {name: groups[name] for name in names}
 
 
 def differences(records, base, names):
@@ -167,22 +167,22 @@ def choices_table(records):
     return f"{text} {spread(losses, 4)} (mean ± standard deviation, n = {len(group)})."
 
 
-def one_epoch_table(records):
-    """Return the table of what was tried for one epoch."""
-    base, *names = benchmark.TRIALS
+def trials_table(records, changes):
+    """Return the table of what was tried instead of the first of the changes."""
+    base, *names = changes
     head = f"instead of {base}|>accuracy|>cross-entropy|>n"
     return differences_table(head, differences(records, base, names))
 
 
 def network():
     """Return the notebook's network, not trained."""
-    cells = source.run_cells("network", skip=("load", "split", *source.SHOWS))
+    cells = source.run_cells("network", skip=("load", "split", "deskew", *source.SHOWS))
     return cells["build_network"](cells["recipe"].filters)
 
 
 def rules_table(record, records):
     """Return the assignment's rules, and how the stored run and the seeds meet them."""
-    model, group = network(), tested(records)["20 epochs"]
+    model, group = network(), tested(records, ["20 epochs"])["20 epochs"]
     dense = sum("Dense" in type(layer).__name__ for layer in model.layers)
     biases = sum(len(v.shape) == 1 for v in model.trainable_variables)
     reached = (
@@ -228,37 +228,69 @@ def net_table():
     return table("stage|output|>parameters", rows)
 
 
-def seeds_table(records):
-    """Return the table of trainings over seeds."""
+def tested_rows(records, names):
+    """Return how each training with one of the names did over the seeds."""
     rows = []
-    for name, group in tested(records).items():
-        values = accuracies(group)
-        low, size = f"{lowest_mean(values):.3f}", group[0]["batch_size"]
-        rows.append(
-            (name, size, len(values), spread(values, 3), f"{min(values):.2f}", low)
-        )
-    head = "training|>batch|>n|>accuracy, %|>worst|>95% interval of the mean from"
-    return table(head, rows)
+    for name, group in tested(records, names).items():
+        values, of = accuracies(group), group[0]
+        low = f"{lowest_mean(values):.3f}"
+        told = len(values), spread(values, 3), f"{min(values):.2f}", low
+        rows.append((name, of, told))
+    return rows
 
 
-def shortest(records):
-    """Return the name and the accuracies of the shortest training that is enough.
+OVER_SEEDS = ">n|>accuracy, %|>worst|>95% interval of the mean from"
 
-    That is, one of ten seeds or more whose mean has a 95% interval above the required.
+
+def lengths_table(records):
+    """Return the table of the lengths of the training."""
+    rows = [
+        (name, of["batch_size"], "yes" if of["deskew"] else "no", *told)
+        for name, of, told in tested_rows(records, benchmark.LENGTHS)
+    ]
+    return table(f"training|>batch|deskewed|{OVER_SEEDS}", rows)
+
+
+def widths_table(records):
+    """Return the table of the sizes of the network, smallest first."""
+    rows = [
+        (f"{of['parameters']:,}", f"`{of['filters']}`", of["label_smoothing"], *told)
+        for _, of, told in tested_rows(records, SIZES)
+    ]
+    return table(f">parameters|`filters`|>smoothing|{OVER_SEEDS}", rows)
+
+
+def enough(values):
+    """Tell whether accuracies show that a training reaches what is required.
+
+    That is, the 95% interval of their mean lies above it, by ten seeds or more.
     """
-    for name, group in tested(records).items():
-        values = accuracies(group)
-        if len(values) >= 10 and lowest_mean(values) >= REQUIRED:
-            return name, values
+    return len(values) >= 10 and lowest_mean(values) >= REQUIRED
+
+
+def first_enough(records, names):
+    """Return the records of the first training that is enough.
+
+    Raises LookupError if none is.
+    """
+    for group in tested(records, names).values():
+        if enough(accuracies(group)):
+            return group
     raise LookupError("No training is enough.")
 
 
 def finding(records):
-    """Return how long a training is enough on average."""
-    name, values = shortest(records)
-    text = f"The shortest training that is enough takes {name}: {spread(values)}% over"
-    text += f" {len(values)} seeds, and the 95% interval of their mean begins at"
-    return textwrap.fill(f"{text} {lowest_mean(values):.2f}%.", 94)
+    """Return the shortest training and the smallest network that are enough."""
+    length = first_enough(records, benchmark.LENGTHS)
+    size = first_enough(records, SIZES)
+    told = [
+        f"{spread(values)}%, interval from {lowest_mean(values):.2f}%"
+        for values in map(accuracies, (length, size))
+    ]
+    text = f"The shortest training that is enough takes {length[0]['name']}: {told[0]}."
+    text += " Of the sizes that were tried, the smallest that is enough has "
+    text += f"{size[0]['parameters']:,} parameters: {told[1]}."
+    return textwrap.fill(text, 94)
 
 
 def public_table():
@@ -286,9 +318,11 @@ def generated_parts(notebook, records):
         "evaluate": f"```text\n{cell_of(notebook, 'evaluate').outputs[-1].text}```",
         "net": net_table(),
         "choices": choices_table(records),
-        "batches": one_epoch_table(records),
-        "seeds": seeds_table(records),
-        "shortest": finding(records),
+        "short": trials_table(records, benchmark.ONE_EPOCH),
+        "small": trials_table(records, benchmark.SMALL_NETWORK),
+        "lengths": lengths_table(records),
+        "widths": widths_table(records),
+        "enough": finding(records),
         "public": public_table(),
         "photographs": table("|>".join(head), rows),
     }
@@ -300,29 +334,34 @@ def fill(text, parts):
     return re.sub(block, lambda m: f"{m[1]}\n{parts[m[2]]}\n{m[3]}", text)
 
 
+def plot_line(axis, places, groups, **look):
+    """Draw the means of accuracies over places, with their 95% intervals."""
+    mean = np.array([values.mean() for values in groups])
+    error = mean - [lowest_mean(values) for values in groups]
+    axis.errorbar(places, mean, error, capsize=3, **look)
+
+
 def plot_frontier(figure, records):
-    """Draw accuracy over parameters, beside public results, and over epochs."""
+    """Draw accuracy over parameters, beside public results, and over time."""
     left, right = figure.subplots(1, 2, sharey=True)
-    groups = {n: accuracies(g) for n, g in tested(records).items()}
-    ours = groups["20 epochs"]
     small = PUBLIC[PUBLIC["parameters"] < 15_000]
-    left.plot(small["parameters"], small["accuracy"], "x", color="dimgray")
-    left.plot([], [], "x", color="dimgray", label="public, single runs")
-    size = network().count_params()
-    left.errorbar(size, ours.mean(), ours.std(ddof=1), fmt="o", color="tab:blue")
-    left.plot([], [], "o", color="tab:blue", label="ours, mean ± deviation")
+    look = {"color": "dimgray", "label": "public, single runs"}
+    left.plot(small["parameters"], small["accuracy"], "x", **look)
+    groups = tested(records, SIZES).values()
+    sizes = [group[0]["parameters"] for group in groups]
+    ours = {"fmt": "o-", "color": "tab:blue", "label": "ours, mean and its interval"}
+    plot_line(left, sizes, [*map(accuracies, groups)], **ours)
     left.set(xscale="log", xlabel="parameters (of most public ones, trainable only)")
-    left.set_title("Fewer than 15,000 parameters", fontsize=12)
+    size = first_enough(records, SIZES)[0]["parameters"]
+    left.set_title(f"{size:,} parameters are enough", fontsize=12)
+    groups = {n: accuracies(g) for n, g in tested(records, benchmark.LENGTHS).items()}
     epochs = [int(name.split()[0]) for name in groups]
-    for place, values in zip(epochs, groups.values(), strict=True):
-        right.plot([place] * len(values), values, ".", color="lightsteelblue")
-    mean = [values.mean() for values in groups.values()]
-    error = [values.mean() - lowest_mean(values) for values in groups.values()]
-    right.errorbar(epochs, mean, error, fmt="o-", color="tab:blue", capsize=4)
-    right.set(xscale="log", xlabel="epochs (dots: seeds; bars: 95% interval of mean)")
+    plot_line(right, epochs, groups.values(), **ours)
+    right.set(xscale="log", xlabel="epochs")
     right.set_xticks(epochs, epochs)
     right.minorticks_off()
-    right.set_title(f"Enough after {shortest(records)[0]}", fontsize=12)
+    length = first_enough(records, benchmark.LENGTHS)[0]["name"]
+    right.set_title(f"{length} are enough", fontsize=12)
     for axis in (left, right):
         axis.axhline(REQUIRED, linestyle="--", color="black", linewidth=1)
     spot = {"textcoords": "offset points", "fontsize": 10}
