@@ -2,17 +2,14 @@
 
 import collections
 import dataclasses
-import math
 import shutil
 
 import benchmark
 import nbformat
 import numpy as np
-import peers
 import pytest
 import report
 from benchmark import ABLATION, Run, find
-from keras import ops
 from notebook import (
     NOTEBOOK,
     TRAINS,
@@ -220,7 +217,7 @@ def test_a_fold_holds_out_other_images(small_data, mnist, monkeypatch):
     monkeypatch.setattr(benchmark, "HOLDOUT", 64)
     for fold, first in ((0, 576), (1, 512)):
         edits = Run("", 0, fold=fold).all_edits()
-        cells = run_cells("split", edits=edits, data_path=str(small_data), holdout=64)
+        cells = run_cells("deskew", edits=edits, data_path=str(small_data), holdout=64)
         held_out = mnist["y_train"][first : first + 64]
         assert np.array_equal(cells["evaluation_labels"], held_out)
         assert len(cells["x_train"]) == 576
@@ -295,31 +292,3 @@ def test_the_report_writes_again_what_stands(tmp_path, monkeypatch):
         assert copy.read_text("utf-8") == path.read_text("utf-8")
     drawn = {path.name for path in (tmp_path / "images").iterdir()}
     assert drawn == {path.name for path in (report.REPOSITORY / "images").iterdir()}
-
-
-def test_the_peers_are_built_as_published(small_data, monkeypatch):
-    """Order of layers, numbers of parameters, schedules, normalization; they run."""
-    eip4, eva4 = (peers.compiled(name, 15) for name in peers.PEERS)
-    trained = sum(math.prod(v.shape) for v in eva4.trainable_variables)
-    assert (eip4.count_params(), trained) == (13_050, 8_464)
-    order = [type(layer).__name__ for layer in eva4.layers]
-    block = ["Conv2D", "ReLU", "BatchNormalization"]
-    assert order[:8] == ["Normalization", *block, *block, "MaxPooling2D"]
-    assert order[8:23] == block * 5
-    assert (eva4.layers[3].momentum, eva4.layers[3].epsilon) == (0.9, 1e-5)
-    black = ops.convert_to_numpy(eva4.layers[0](np.zeros((1, 28, 28, 1))))
-    assert black.ravel() == pytest.approx([-0.1311 / 0.3081] * 784, rel=1e-5)
-    order = [type(layer).__name__ for layer in eip4.layers]
-    assert order[:6] == ["Conv2D", "ReLU", *block, "Dropout"]
-    for model, steps, rates in (
-        (eva4, 937, {7: 1e-2, 7.01: 1e-3, 14: 1e-3, 14.01: 1e-4}),
-        (eip4, 468, {0: 1e-2, 7.5: 5e-3, 15: 0}),
-    ):
-        for epoch, rate in rates.items():
-            model.optimizer.iterations.assign(round(epoch * steps))
-            assert float(model.optimizer.learning_rate) == pytest.approx(rate)
-    monkeypatch.setattr(peers, "DATA", small_data)
-    for name in peers.PEERS:
-        seconds, accuracy = peers.train(name, 10, 0, timed=2)
-        assert len(seconds) == 2
-        assert 0 < accuracy < 1
