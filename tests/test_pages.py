@@ -14,6 +14,7 @@ import matplotlib
 import nbformat
 import numpy as np
 import papermill
+import peers
 import PIL.Image
 import pytest
 import report
@@ -30,6 +31,11 @@ MISLABELED += [6651, 6783, 8527, 9679, 9729]
 def notebook():
     """The stored notebook."""
     return read_notebook()
+
+
+def stored(notebook):
+    """Return the notebook with all records: what the pages are made from."""
+    return notebook, whole_records(), peers.whole_lines()
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +178,7 @@ def test_the_markers_stand_in_pairs(notebook):
         starts = re.findall(r"<!-- generated: (.+) -->\n", text)
         assert starts == re.findall(r"\n<!-- end: (.+) -->", text)
         named |= set(starts)
-    assert named == set(report.generated_parts(notebook, whole_records()))
+    assert named == set(report.generated_parts(*stored(notebook)))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
@@ -197,7 +203,7 @@ def test_the_images_are_those_of_the_stored_records(name, notebook):
     drawn_by = PIL.Image.open(IMAGES / name).info.get("Software", "the notebook")
     if drawn_by.startswith("Matplotlib") and matplotlib.__version__ not in drawn_by:
         pytest.skip(f"{name} was drawn by {drawn_by}, another may draw otherwise.")
-    assert figures(notebook, whole_records())[name] == (IMAGES / name).read_bytes()
+    assert figures(*stored(notebook))[name] == (IMAGES / name).read_bytes()
 
 
 def test_the_readme_is_short_and_shows_every_image():
@@ -209,6 +215,7 @@ def test_the_readme_is_short_and_shows_every_image():
 
 def test_all_records_are_wanted():
     assert len(read_records()) == len(whole_records())
+    assert len(peers.read_lines()) == len(peers.whole_lines())
 
 
 def test_ruff_finds_nothing():

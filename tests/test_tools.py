@@ -2,14 +2,17 @@
 
 import collections
 import dataclasses
+import math
 import shutil
 
 import benchmark
 import nbformat
 import numpy as np
+import peers
 import pytest
 import report
 from benchmark import ABLATION, Run, find
+from keras import ops
 from notebook import (
     NOTEBOOK,
     TRAINS,
@@ -93,6 +96,59 @@ def test_the_tables_of_seeds_and_rules(monkeypatch):
     assert rules == [accuracy, "14,720", "20", "none", "none"]
 
 
+def test_later_seeds_have_a_table_of_their_own():
+    records = [record_of("20 epochs", *value) for value in {0: 0.9, 9: 0.9}.items()]
+    later = {30: 0.993, 31: 0.994}.items()
+    records += [record_of("20 epochs, fresh", *value) for value in later]
+    records += [record_of("1 epoch", *value, epochs=1) for value in {9: 0.9}.items()]
+    later = {10: 0.98, 99: 0.981}.items()
+    records += [record_of("1 epoch", *value, epochs=1) for value in later]
+    records += [record_of("ReLU", 10, 0.5, fold=0)]
+    assert rows_of(report.fresh_table(records)) == [
+        ["20", "14,720", "30 to 31", "2", "99.350 ± 0.071", "99.30", "98.715"],
+        ["1", "14,720", "10 to 99", "2", "98.050 ± 0.071", "98.00", "97.415"],
+    ]
+
+
+def test_a_peer_is_there_when_its_mean_is_and_takes_its_fastest_epochs(monkeypatch):
+    lines = [
+        {"what": "epoch", "name": "A/b", "threads": threads, "steps": 20, "seconds": s}
+        for threads, s in ((1, [9.0, 2.0, 3.0]), (0, [5.0, 4.0, 4.5]))
+    ]
+    lines += [
+        {"what": "trained", "name": "A/b", "epochs": epochs, "accuracy": accuracy}
+        for epochs, each in ((15, (0.996, 0.995)), (4, (0.9935, 0.9943)))
+        for accuracy in each
+    ]
+    lines += [
+        {"what": "whole", "name": name, "seconds": seconds}
+        for name, seconds in (("20 epochs", 40.0), ("1 epoch", 5.0), ("1 epoch", 7.0))
+    ]
+    close = [0.995 + 0.0004 * (-1) ** seed for seed in range(10)]
+    records = [record_of("1 epoch", s, a, epochs=1) for s, a in enumerate(close)]
+    records += [record_of("20 epochs", s, a) for s, a in enumerate(close)]
+    text = report.comparison(records, lines).replace("\n", " ")
+    assert text == (
+        "The notebook's 1 epoch takes 6.0 seconds. A/b is there after 15 epochs (99.55 "
+        "± 0.07%), which take 45 seconds, 7.5 times as long; one of its epochs takes "
+        "3.0 seconds, one of the notebook's 2.0."
+    )
+    lines[3]["accuracy"] = 0.99
+    lines[2]["accuracy"] = 0.997  # the mean of 15 epochs is below 99.40% now
+    assert "is not yet there after 15 epochs" in report.comparison(records, lines)
+    monkeypatch.setattr(benchmark, "LENGTHS", ["1 epoch", "20 epochs"])
+    rows = rows_of(report.peers_table(records, lines))
+    assert [row[:4] for row in rows] == [
+        ["A/b", "4", "12.0", "2"],
+        ["A/b", "15", "45.0", "2"],
+        ["the notebook", "1", "6.0", "10"],
+        ["the notebook", "20", "40.0", "10"],
+    ]
+    assert rows[0][4:] == ["99.390 ± 0.057", "99.35"]
+    times = rows_of(report.times_table(lines))
+    assert times[1] == ["A/b", "TensorFlow's choice", "20", "5.0, 4.0, 4.5"]
+
+
 def test_the_table_of_choices_compares_the_same_seed_and_fold(monkeypatch):
     monkeypatch.setattr(benchmark, "ABLATION", dict.fromkeys(["as it is", "ReLU", "X"]))
     records = [
@@ -135,6 +191,9 @@ def test_what_is_of_other_code_says_what_to_run(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "STORE", tmp_path / "benchmark.jsonl")
     with pytest.raises(LookupError, match="run tests/tools/benchmark"):
         benchmark.whole_records()
+    monkeypatch.setattr(peers, "STORE", tmp_path / "peers.jsonl")
+    with pytest.raises(LookupError, match="run tests/tools/peers"):
+        peers.whole_lines()
     code, other, empty, cells = (read_notebook() for _ in range(4))
     code.metadata["code9"]["trains"] = "0"
     report.source.find_record(other)["settings"]["seed"] = 1
@@ -266,6 +325,34 @@ def test_the_notebook_is_run_and_stored_whole_or_not_at_all(
         assert not network.exists()
     finally:
         report.fingerprint.cache_clear()
+
+
+def test_the_peers_are_built_as_published(small_data, monkeypatch):
+    """Order of layers, numbers of parameters, schedules, normalization; they run."""
+    eip4, eva4 = (peers.compiled(name, 15) for name in peers.PEERS)
+    trained = sum(math.prod(v.shape) for v in eva4.trainable_variables)
+    assert (eip4.count_params(), trained) == (13_050, 8_464)
+    order = [type(layer).__name__ for layer in eva4.layers]
+    block = ["Conv2D", "ReLU", "BatchNormalization"]
+    assert order[:8] == ["Normalization", *block, *block, "MaxPooling2D"]
+    assert order[8:23] == block * 5
+    assert (eva4.layers[3].momentum, eva4.layers[3].epsilon) == (0.9, 1e-5)
+    black = ops.convert_to_numpy(eva4.layers[0](np.zeros((1, 28, 28, 1))))
+    assert black.ravel() == pytest.approx([-0.1311 / 0.3081] * 784, rel=1e-5)
+    order = [type(layer).__name__ for layer in eip4.layers]
+    assert order[:6] == ["Conv2D", "ReLU", *block, "Dropout"]
+    for model, steps, rates in (
+        (eva4, 937, {7: 1e-2, 7.01: 1e-3, 14: 1e-3, 14.01: 1e-4}),
+        (eip4, 468, {0: 1e-2, 7.5: 5e-3, 15: 0}),
+    ):
+        for epoch, rate in rates.items():
+            model.optimizer.iterations.assign(round(epoch * steps))
+            assert float(model.optimizer.learning_rate) == pytest.approx(rate)
+    monkeypatch.setattr(peers, "DATA", small_data)
+    for name in peers.PEERS:
+        seconds, accuracy = peers.train(name, 10, 0, timed=2)
+        assert len(seconds) == 2
+        assert 0 < accuracy < 1
 
 
 def test_the_report_writes_again_what_stands(tmp_path, monkeypatch):

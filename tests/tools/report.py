@@ -21,6 +21,7 @@ import nbclient
 import nbformat
 import notebook as source
 import numpy as np
+import peers
 from notebook import NOTEBOOK, REPOSITORY, cell_of, fingerprint, hash_of
 from scipy import stats
 
@@ -242,6 +243,16 @@ def tested_rows(records, names):
 OVER_SEEDS = ">n|>accuracy, %|>worst|>95% interval of the mean from"
 
 
+def fresh_table(records):
+    """Return how trainings did with seeds that no earlier edition was tested with."""
+    rows, later = [], [r for r in records if r["fold"] is None and r["seed"] > 9]
+    for name, of, told in tested_rows(later, grouped(later)):
+        seeds = [r["seed"] for r in later if r["name"] == name]
+        size = f"{of['parameters']:,}"
+        rows.append((of["epochs"], size, f"{min(seeds)} to {max(seeds)}", *told))
+    return table(f">epochs|>parameters|>seeds|{OVER_SEEDS}", rows)
+
+
 def lengths_table(records):
     """Return the table of the lengths of the training."""
     rows = [
@@ -293,6 +304,84 @@ def finding(records):
     return textwrap.fill(text, 94)
 
 
+def seconds_of(lines):
+    """Return seconds: of a peer's epoch at its fastest, of our whole trainings.
+
+    Both are medians, by name.
+    """
+    medians = collections.defaultdict(list)
+    for line in lines:
+        if line["what"] == "epoch":
+            medians[line["name"]].append(np.median(line["seconds"]))
+    ours = grouped([line for line in lines if line["what"] == "whole"])
+    whole = {n: np.median([run["seconds"] for run in g]) for n, g in ours.items()}
+    return {name: min(found) for name, found in medians.items()}, whole
+
+
+def trained_peers(lines):
+    """Return the peers' accuracies in per cent, by name and then by epochs."""
+    groups = grouped([line for line in lines if line["what"] == "trained"])
+    return {
+        name: {
+            epochs: accuracies([line for line in group if line["epochs"] == epochs])
+            for epochs in sorted({line["epochs"] for line in group})
+        }
+        for name, group in groups.items()
+    }
+
+
+def peers_table(records, lines):
+    """Return the table of how long trainings take, the peers' and ours."""
+    epoch, whole = seconds_of(lines)
+    timed = [
+        (name, epochs, epochs * epoch[name], values)
+        for name, lengths in trained_peers(lines).items()
+        for epochs, values in lengths.items()
+    ]
+    timed += [
+        ("the notebook", group[0]["epochs"], whole[name], accuracies(group))
+        for name, group in tested(records, benchmark.LENGTHS).items()
+    ]
+    rows = [
+        (name, epochs, f"{seconds:.1f}", len(v), spread(v, 3), f"{min(v):.2f}")
+        for name, epochs, seconds, v in timed
+    ]
+    return table("training|>epochs|>seconds|>n|>accuracy, %|>worst", rows)
+
+
+def times_table(lines):
+    """Return the table of the peers' epochs by threads and steps an execution."""
+    rows = [
+        (
+            line["name"],
+            line["threads"] or "TensorFlow's choice",
+            line["steps"],
+            ", ".join(f"{seconds:.1f}" for seconds in line["seconds"]),
+        )
+        for line in lines
+        if line["what"] == "epoch"
+    ]
+    return table("peer|threads|>steps an execution|>seconds of three epochs", rows)
+
+
+def comparison(records, lines):
+    """Return how much longer the peers take until they are at what is required."""
+    epoch, whole = seconds_of(lines)
+    shortest = first_enough(records, benchmark.LENGTHS)[0]["name"]
+    each = whole["20 epochs"] / 20
+    text = f"The notebook's {shortest} take" + "s" * (shortest == "1 epoch")
+    text += f" {whole[shortest]:.1f} seconds."
+    for name, lengths in trained_peers(lines).items():
+        reached = [n for n, values in lengths.items() if values.mean() >= REQUIRED]
+        epochs = reached[0] if reached else max(lengths)
+        seconds = epochs * epoch[name]
+        text += f" {name} is {'' if reached else 'not yet '}there after {epochs} epochs"
+        text += f" ({spread(lengths[epochs])}%), which take {seconds:.0f} seconds,"
+        text += f" {seconds / whole[shortest]:.1f} times as long; one of its epochs"
+        text += f" takes {epoch[name]:.1f} seconds, one of the notebook's {each:.1f}."
+    return textwrap.fill(text, 94)
+
+
 def public_table():
     """Return the table of what others published, as their own logs show it."""
     rows = []
@@ -307,7 +396,7 @@ def public_table():
     return table("who|>parameters|>epochs|>accuracy, %|>runs", rows)
 
 
-def generated_parts(notebook, records):
+def generated_parts(notebook, records, lines):
     """Return the generated parts of all pages by name."""
     record = stored_run(notebook)
     photographs = (RECORDS / "photographs.tsv").read_text("utf-8").splitlines()
@@ -322,7 +411,12 @@ def generated_parts(notebook, records):
         "small": trials_table(records, benchmark.SMALL_NETWORK),
         "lengths": lengths_table(records),
         "widths": widths_table(records),
+        "fresh": fresh_table(records),
         "enough": finding(records),
+        "peers": peers_table(records, lines),
+        "times": times_table(lines),
+        "machine": f"The machine: {lines[0]['machine']}.",
+        "comparison": comparison(records, lines),
         "public": public_table(),
         "photographs": table("|>".join(head), rows),
     }
@@ -341,7 +435,7 @@ def plot_line(axis, places, groups, **look):
     axis.errorbar(places, mean, error, capsize=3, **look)
 
 
-def plot_frontier(figure, records):
+def plot_frontier(figure, records, lines):
     """Draw accuracy over parameters, beside public results, and over time."""
     left, right = figure.subplots(1, 2, sharey=True)
     small = PUBLIC[PUBLIC["parameters"] < 15_000]
@@ -353,21 +447,28 @@ def plot_frontier(figure, records):
     plot_line(left, sizes, [*map(accuracies, groups)], **ours)
     left.set(xscale="log", xlabel="parameters (of most public ones, trainable only)")
     size = first_enough(records, SIZES)[0]["parameters"]
-    left.set_title(f"{size:,} parameters are enough", fontsize=12)
+    left.set_title(f"smallest that is enough: {size:,} parameters", fontsize=12)
+    epoch, whole = seconds_of(lines)
     groups = {n: accuracies(g) for n, g in tested(records, benchmark.LENGTHS).items()}
-    epochs = [int(name.split()[0]) for name in groups]
-    plot_line(right, epochs, groups.values(), **ours)
-    right.set(xscale="log", xlabel="epochs")
-    right.set_xticks(epochs, epochs)
-    right.minorticks_off()
+    seconds = [whole[name] for name in groups]
+    plot_line(right, seconds, groups.values(), **ours)
+    for name, place in zip(groups, seconds, strict=True):
+        spot = {"xytext": (-4, 7), "textcoords": "offset points", "ha": "right"}
+        right.annotate(name.split()[0], (place, groups[name].mean()), **spot)
+    for (name, lengths), mark in zip(trained_peers(lines).items(), "sD", strict=True):
+        places = [epochs * epoch[name] for epochs in lengths]
+        look = {"fmt": f"{mark}--", "color": "dimgray", "label": name}
+        plot_line(right, places, lengths.values(), **look)
+    right.set(xscale="log", xlabel="seconds of training (small: epochs)")
     length = first_enough(records, benchmark.LENGTHS)[0]["name"]
-    right.set_title(f"{length} are enough", fontsize=12)
+    right.set_title(f"shortest that is enough: {length}", fontsize=12)
     for axis in (left, right):
         axis.axhline(REQUIRED, linestyle="--", color="black", linewidth=1)
     spot = {"textcoords": "offset points", "fontsize": 10}
     left.annotate("required: 99.4%", (700, REQUIRED), xytext=(0, 4), **spot)
     left.set_ylabel("test accuracy (%)")
-    left.legend(loc="lower right", fontsize=10)
+    for axis in (left, right):
+        axis.legend(loc="lower right", fontsize=10)
 
 
 def plot_ablation(figure, records):
@@ -389,21 +490,21 @@ def plot_ablation(figure, records):
     axis.set_title(title, fontsize=12)
 
 
-def drawn(plot, records, size):
-    """Return what plot draws on a figure as a PNG."""
+def drawn(plot, size, *given):
+    """Return what plot draws of given records on a figure as a PNG."""
     plt.rcdefaults()  # whatever cells of the notebook were run before
     figure = plt.figure(figsize=size, layout="constrained")
-    plot(figure, records)
+    plot(figure, *given)
     figure.savefig(buffer := io.BytesIO(), dpi=110)
     plt.close(figure)
     return buffer.getvalue()
 
 
-def figures(notebook, records):
+def figures(notebook, records, lines):
     """Return the PNGs that the README shows, by file name."""
     images = {
-        "frontier.png": drawn(plot_frontier, records, (9, 4)),
-        "ablation.png": drawn(plot_ablation, records, (8, 4)),
+        "frontier.png": drawn(plot_frontier, (9, 4), records, lines),
+        "ablation.png": drawn(plot_ablation, (8, 4), records),
     }
     for cell, name in SHOWN.items():
         output = cell_of(notebook, cell).outputs[-1]
@@ -418,14 +519,15 @@ def main():
     if parser.parse_args().run:
         run_and_store()
     notebook, records = source.read_notebook(), benchmark.whole_records()
-    parts = generated_parts(notebook, records)
+    lines = peers.whole_lines()
+    parts = generated_parts(notebook, records, lines)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = fill(cell.source, parts)
     nbformat.write(notebook, NOTEBOOK)
     for page in PAGES:
         page.write_text(fill(page.read_text("utf-8"), parts), "utf-8")
-    for name, content in figures(notebook, records).items():
+    for name, content in figures(notebook, records, lines).items():
         (IMAGES / name).write_bytes(content)
 
 

@@ -1,0 +1,209 @@
+"""Trains and times two public submissions of the assignment, beside the notebook.
+
+They are rebuilt from their descriptions: baronrogers5/eip4 (week2/CODE9), whose
+plateau rule read the test loss and is replaced by a cosine, and abdksyed/EVA4 (S5,
+iteration 5), whose course asked for fewer than 10,000 parameters within 15 epochs. The
+schedule of a shorter training is as much shorter.
+
+Times are measured first, one process at a time: an epoch of theirs, without start-up
+and evaluation, by the number of threads and of steps an execution; and whole trainings
+of ours, with both. Then they are trained. A line that is stored names the code that
+made it, and is not made again.
+"""
+
+import argparse
+import functools
+import json
+import multiprocessing
+import os
+import platform
+import re
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "1"}
+import benchmark
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+from notebook import DATA, REPOSITORY, bare, fingerprint, hash_of
+
+STORE = REPOSITORY / "tests" / "records" / "peers.jsonl"
+# Threads an operation (0: TensorFlow's choice) and steps an execution.
+CHOICES = ((1, 20), (2, 20), (0, 1))
+LENGTHS = (4, 6, 8, 10, 15)
+SEEDS = range(3)
+convolution = functools.partial(layers.Conv2D, use_bias=False)
+
+
+def eip4(epochs):
+    """Return layers and optimizer of baronrogers5's network."""
+    net = [convolution(10, 3), layers.ReLU()]
+    for filters in (16, 16, None, 16, 16, 32):
+        if filters:
+            net += [convolution(filters, 3), layers.ReLU()]
+            net += [layers.BatchNormalization(), layers.Dropout(0.1)]
+        else:
+            net += [convolution(10, 1), layers.ReLU(), layers.MaxPooling2D()]
+    net += [convolution(10, 1), layers.ReLU(), layers.GlobalAveragePooling2D()]
+    decay = keras.optimizers.schedules.CosineDecay(0.01, epochs * (60_000 // 128))
+    return net, keras.optimizers.Adam(decay)
+
+
+def eva4(epochs):
+    """Return layers and optimizer of abdksyed's network."""
+    net = [layers.Normalization(mean=0.1311, variance=0.3081**2)]
+    for filters in (8, 8, None, 12, 12, 12, 16, 16):
+        if filters:
+            padding = "same" if filters == 8 else "valid"
+            net += [convolution(filters, 3, padding=padding), layers.ReLU()]
+            net += [layers.BatchNormalization(momentum=0.9, epsilon=1e-5)]
+        else:
+            net += [layers.MaxPooling2D()]
+    net += [layers.GlobalAveragePooling2D(keepdims=True), convolution(10, 1)]
+    drops = [round(epochs * after / 15) * (60_000 // 64) for after in (7, 14)]
+    decay = keras.optimizers.schedules.PiecewiseConstantDecay(drops, [1e-2, 1e-3, 1e-4])
+    return [*net, layers.Flatten()], keras.optimizers.SGD(decay, momentum=0.9)
+
+
+# How they are built, the size of a batch, and the rotation of the images in degrees.
+PEERS = {"baronrogers5/eip4": (eip4, 128, 0), "abdksyed/EVA4": (eva4, 64, 12)}
+
+
+def compiled(name, epochs, steps=20):
+    """Return a peer's model, compiled for a training of so many epochs."""
+    net, optimizer = PEERS[name][0](epochs)
+    model = keras.Sequential([keras.Input((28, 28, 1)), *net])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, metrics=["accuracy"], steps_per_execution=steps)
+    return model
+
+
+def train(name, epochs, seed, steps=20, timed=None):
+    """Train a peer; return its seconds of each epoch and its test accuracy.
+
+    If timed is a number, only so many epochs of the training are made.
+    """
+    _, size, degrees = PEERS[name]
+    keras.utils.set_random_seed(seed)
+    with np.load(DATA) as arrays:
+        images, labels = arrays["x_train"][..., None], arrays["y_train"]
+        test = arrays["x_test"][..., None] / np.float32(255), arrays["y_test"]
+    data = tf.data.Dataset.from_tensor_slices((images / np.float32(255), labels))
+    data = data.shuffle(len(images)).batch(size, drop_remainder=True)
+    if degrees:
+        rotate = layers.RandomRotation(degrees / 360, fill_mode="constant")
+        data = data.map(lambda x, y: (rotate(x, training=True), y), os.cpu_count())
+    # Autotuning would end some epochs only when its thread wakes, after 20.5 seconds.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    data = data.prefetch(20).with_options(options)
+    model, seconds = compiled(name, epochs, steps), []
+    for _ in range(timed or epochs):
+        start = time.perf_counter()
+        model.fit(data, shuffle=False, verbose=0)
+        seconds.append(time.perf_counter() - start)
+    return seconds, model.evaluate(*test, batch_size=1_000, verbose=0)[1]
+
+
+def time_ours(name, seed):
+    """Return the seconds of a whole training of ours."""
+    epochs, overrides, _ = benchmark.LENGTHS[name]
+    return benchmark.Run(name, seed, epochs, overrides).train()["training_seconds"]
+
+
+def machine():
+    """Return the name of the machine and the versions."""
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", info.read_text() if info.exists() else "")
+    name = f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores"
+    return f"{name}, Keras {keras.__version__}, TensorFlow {tf.__version__}"
+
+
+def in_process(jobs):
+    """Return a pool of processes, each new: only so can threads be set."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(jobs, context, max_tasks_per_child=1)
+
+
+def wanted():
+    """Return all lines that are wanted, without their results, times first."""
+    code = hash_of(bare(Path(__file__).read_text("utf-8")))
+    lines = [
+        {
+            "what": "epoch",
+            "name": name,
+            "threads": threads,
+            "steps": steps,
+            "code": code,
+        }
+        for name in PEERS
+        for threads, steps in CHOICES
+    ]
+    lines += [
+        {"what": "whole", "name": name, "seed": seed, "code": fingerprint()}
+        for name, (epochs, _, _) in benchmark.LENGTHS.items()
+        for seed in range(3 if epochs <= 3 else 1)
+    ]
+    lines += [
+        {"what": "trained", "name": name, "epochs": n, "seed": seed, "code": code}
+        for n in LENGTHS
+        for name in PEERS
+        for seed in SEEDS
+    ]
+    return lines
+
+
+def result(line):
+    """Return the line with its result."""
+    if line["what"] == "whole":
+        return line | {"seconds": time_ours(line["name"], line["seed"])}
+    if line["what"] == "epoch":  # the first one compiles
+        seconds, _ = train(line["name"], 10, 0, line["steps"], timed=4)
+        return line | {"seconds": seconds[1:]}
+    return line | {"accuracy": train(line["name"], line["epochs"], line["seed"])[1]}
+
+
+def read_lines():
+    """Return the stored lines."""
+    text = STORE.read_text("utf-8") if STORE.exists() else ""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def whole_lines():
+    """Return the stored lines that are wanted; raise LookupError if one is missing."""
+    stored = read_lines()
+    found = [[s for s in stored if w.items() <= s.items()] for w in wanted()]
+    if missing := found.count([]):
+        raise LookupError(f"{missing} lines are missing: run tests/tools/peers.py.")
+    return [lines[0] for lines in found]
+
+
+def main():
+    """Measure and train whatever is not stored yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    jobs, stored = parser.parse_args().jobs, read_lines()
+    missing = [w for w in wanted() if not any(w.items() <= s.items() for s in stored)]
+    on = {"machine": machine()}
+
+    def store(future):
+        line = json.dumps(future.result() | on | {"ended": time.strftime("%F %H:%M")})
+        with STORE.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+
+    for line in [w for w in missing if w["what"] != "trained"]:
+        os.environ["TF_NUM_INTRAOP_THREADS"] = str(line.get("threads", 1))
+        with in_process(1) as alone:
+            store(alone.submit(result, line))
+    os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
+    with in_process(jobs) as pool:
+        waiting = [pool.submit(result, w) for w in missing if w["what"] == "trained"]
+        for future in as_completed(waiting):
+            store(future)
+
+
+if __name__ == "__main__":
+    main()
