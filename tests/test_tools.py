@@ -129,13 +129,15 @@ def test_a_peer_is_there_when_its_mean_is_and_takes_its_fastest_epochs(monkeypat
     records += [record_of("20 epochs", s, a) for s, a in enumerate(close)]
     text = report.comparison(records, lines).replace("\n", " ")
     assert text == (
-        "The notebook's 1 epoch takes 6.0 seconds. A/b is there after 15 epochs (99.55 "
-        "± 0.07%), which take 45 seconds, 7.5 times as long; one of its epochs takes "
-        "3.0 seconds, one of the notebook's 2.0."
+        "The notebook's 1 epoch: 6.0 seconds. A/b: 15 epochs (99.55 ± 0.07%), 45 "
+        "seconds, 7.5 times as long."
     )
+    assert "twenty takes 0.67 of A/b's, ev" in report.epoch_ratios(lines)
     lines[3]["accuracy"] = 0.99
     lines[2]["accuracy"] = 0.997  # the mean of 15 epochs is below 99.40% now
-    assert "is not yet there after 15 epochs" in report.comparison(records, lines)
+    assert "A/b: 15 epochs (99.35 ± 0.49%, not yet there), 45" in report.comparison(
+        records, lines
+    )
     monkeypatch.setattr(benchmark, "LENGTHS", ["1 epoch", "20 epochs"])
     rows = rows_of(report.peers_table(records, lines))
     assert [row[:4] for row in rows] == [
@@ -145,8 +147,12 @@ def test_a_peer_is_there_when_its_mean_is_and_takes_its_fastest_epochs(monkeypat
         ["the notebook", "20", "40.0", "10"],
     ]
     assert rows[0][4:] == ["99.390 ± 0.057", "99.35"]
+    lines.append(lines[0] | {"seconds": [8.0]})  # of another round: the median is 5.5
     times = rows_of(report.times_table(lines))
-    assert times[1] == ["A/b", "TensorFlow's choice", "20", "5.0, 4.0, 4.5"]
+    assert times[0] == ["A/b, an epoch", "1", "20", "9.0, 2.0, 3.0, 8.0"]
+    assert times[1][1:] == ["TensorFlow's choice", "20", "5.0, 4.0, 4.5"]
+    assert times[3] == ["the notebook, 1 epoch", "1", "20", "5.0, 7.0"]
+    assert report.seconds_of(lines) == ({"A/b": 4.5}, {"20 epochs": 40, "1 epoch": 6})
 
 
 def test_the_table_of_choices_compares_the_same_seed_and_fold(monkeypatch):

@@ -5,10 +5,10 @@ plateau rule read the test loss and is replaced by a cosine, and abdksyed/EVA4 (
 iteration 5), whose course asked for fewer than 10,000 parameters within 15 epochs. The
 schedule of a shorter training is as much shorter.
 
-Times are measured first, one process at a time: an epoch of theirs, without start-up
-and evaluation, by the number of threads and of steps an execution; and whole trainings
-of ours, with both. Then they are trained. A line that is stored names the code that
-made it, and is not made again.
+Times are measured one process at a time: an epoch of theirs, without start-up and
+evaluation, by the number of threads and of steps an execution; and whole trainings of
+ours, with both. A line that is stored names the code that made it, and is not made
+again.
 """
 
 import argparse
@@ -33,7 +33,8 @@ from notebook import DATA, REPOSITORY, bare, fingerprint, hash_of
 STORE = REPOSITORY / "tests" / "records" / "peers.jsonl"
 # Threads an operation (0: TensorFlow's choice) and steps an execution.
 CHOICES = ((1, 20), (2, 20), (0, 1))
-LENGTHS = (4, 6, 8, 10, 15)
+LENGTHS = (4, 6, 8, 10)
+ROUNDS = range(2)  # of timing
 SEEDS = range(3)
 convolution = functools.partial(layers.Conv2D, use_bias=False)
 
@@ -123,41 +124,53 @@ def machine():
 
 
 def in_process(jobs):
-    """Return a pool of processes, each new: only so can threads be set."""
+    """Return a pool of processes, each new."""
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(jobs, context, max_tasks_per_child=1)
 
 
-def wanted():
-    """Return all lines that are wanted, without their results, times first."""
-    code = hash_of(bare(Path(__file__).read_text("utf-8")))
-    lines = [
-        {
-            "what": "epoch",
-            "name": name,
-            "threads": threads,
-            "steps": steps,
-            "code": code,
-        }
-        for name in PEERS
-        for threads, steps in CHOICES
-    ]
-    lines += [
-        {"what": "whole", "name": name, "seed": seed, "code": fingerprint()}
-        for name, (epochs, _, _) in benchmark.LENGTHS.items()
-        for seed in range(3 if epochs <= 3 else 1)
-    ]
-    lines += [
-        {"what": "trained", "name": name, "epochs": n, "seed": seed, "code": code}
-        for n in LENGTHS
-        for name in PEERS
-        for seed in SEEDS
-    ]
+def times(rounds):
+    """Return the lines of the times that are wanted, without their results.
+
+    The first round tries all choices and lengths; the others repeat, at other hours,
+    what is compared.
+    """
+    lines = []
+    for number in rounds:
+        for name in PEERS:
+            for threads, steps in CHOICES[1:2] if number else CHOICES:
+                line = {"what": "epoch", "name": name, "round": number}
+                lines.append(line | {"threads": threads, "steps": steps})
+        for name, (epochs, _, _) in benchmark.LENGTHS.items():
+            seeds = range(3 if epochs <= 3 else 1)
+            if number:
+                seeds = [2 + number] if epochs in (1, 2, 20) else []
+            for seed in seeds:
+                line = {"what": "whole", "name": name, "round": number}
+                lines.append(line | {"seed": seed})
     return lines
 
 
+def trainings():
+    """Return the lines of the trainings that are wanted, without their results."""
+    return [
+        {"what": "trained", "name": name, "epochs": epochs, "seed": seed}
+        for epochs in LENGTHS
+        for name in PEERS
+        for seed in SEEDS
+    ]
+
+
+def coded(lines):
+    """Return the lines with a hash of the code that each is of."""
+    text = Path(__file__).read_text("utf-8").split("\ndef times(")[0]
+    codes = {True: fingerprint(), False: hash_of(bare(text))}
+    return [line | {"code": codes[line["what"] == "whole"]} for line in lines]
+
+
 def result(line):
-    """Return the line with its result."""
+    """Return the line with its result; the process must be new, for its threads."""
+    os.environ["TF_NUM_INTRAOP_THREADS"] = str(line.get("threads", 1))
     if line["what"] == "whole":
         return line | {"seconds": time_ours(line["name"], line["seed"])}
     if line["what"] == "epoch":  # the first one compiles
@@ -172,37 +185,41 @@ def read_lines():
     return [json.loads(line) for line in text.splitlines()]
 
 
+def find(line, stored):
+    """Return the stored line that has the result of this one, or None."""
+    return next((other for other in stored if line.items() <= other.items()), None)
+
+
 def whole_lines():
     """Return the stored lines that are wanted; raise LookupError if one is missing."""
     stored = read_lines()
-    found = [[s for s in stored if w.items() <= s.items()] for w in wanted()]
-    if missing := found.count([]):
+    wanted = coded(times(ROUNDS) + trainings())
+    found = [find(line, stored) for line in wanted]
+    if missing := found.count(None):
         raise LookupError(f"{missing} lines are missing: run tests/tools/peers.py.")
-    return [lines[0] for lines in found]
+    return found
+
+
+def make(lines, jobs):
+    """Make the lines that are not stored yet, each in a new process, and store them."""
+    stored = read_lines()
+    with in_process(jobs) as pool:
+        missing = [line for line in coded(lines) if not find(line, stored)]
+        for future in as_completed(pool.submit(result, line) for line in missing):
+            line = future.result() | {"machine": machine()}
+            with STORE.open("a", encoding="utf-8") as store:
+                store.write(json.dumps(line | {"ended": time.strftime("%F %H:%M")}))
+                store.write("\n")
 
 
 def main():
     """Measure and train whatever is not stored yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
-    jobs, stored = parser.parse_args().jobs, read_lines()
-    missing = [w for w in wanted() if not any(w.items() <= s.items() for s in stored)]
-    on = {"machine": machine()}
-
-    def store(future):
-        line = json.dumps(future.result() | on | {"ended": time.strftime("%F %H:%M")})
-        with STORE.open("a", encoding="utf-8") as file:
-            file.write(f"{line}\n")
-
-    for line in [w for w in missing if w["what"] != "trained"]:
-        os.environ["TF_NUM_INTRAOP_THREADS"] = str(line.get("threads", 1))
-        with in_process(1) as alone:
-            store(alone.submit(result, line))
-    os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
-    with in_process(jobs) as pool:
-        waiting = [pool.submit(result, w) for w in missing if w["what"] == "trained"]
-        for future in as_completed(waiting):
-            store(future)
+    jobs = parser.parse_args().jobs
+    make(times(ROUNDS[:1]), 1)
+    make(trainings(), jobs)
+    make(times(ROUNDS[1:]), 1)
 
 
 if __name__ == "__main__":

@@ -304,15 +304,24 @@ def finding(records):
     return textwrap.fill(text, 94)
 
 
+def epochs_of(lines):
+    """Return the seconds of the peers' epochs, by name, threads, and steps."""
+    seconds = collections.defaultdict(list)
+    for line in lines:
+        if line["what"] == "epoch":
+            key = line["name"], line["threads"], line["steps"]
+            seconds[key] += line["seconds"]
+    return seconds
+
+
 def seconds_of(lines):
     """Return seconds: of a peer's epoch at its fastest, of our whole trainings.
 
     Both are medians, by name.
     """
     medians = collections.defaultdict(list)
-    for line in lines:
-        if line["what"] == "epoch":
-            medians[line["name"]].append(np.median(line["seconds"]))
+    for (name, *_), seconds in epochs_of(lines).items():
+        medians[name].append(np.median(seconds))
     ours = grouped([line for line in lines if line["what"] == "whole"])
     whole = {n: np.median([run["seconds"] for run in g]) for n, g in ours.items()}
     return {name: min(found) for name, found in medians.items()}, whole
@@ -350,36 +359,42 @@ def peers_table(records, lines):
 
 
 def times_table(lines):
-    """Return the table of the peers' epochs by threads and steps an execution."""
+    """Return the table of all seconds: of the peers' epochs, of whole trainings."""
     rows = [
-        (
-            line["name"],
-            line["threads"] or "TensorFlow's choice",
-            line["steps"],
-            ", ".join(f"{seconds:.1f}" for seconds in line["seconds"]),
-        )
-        for line in lines
-        if line["what"] == "epoch"
+        (f"{name}, an epoch", threads or "TensorFlow's choice", steps, seconds)
+        for (name, threads, steps), seconds in epochs_of(lines).items()
     ]
-    return table("peer|threads|>steps an execution|>seconds of three epochs", rows)
+    whole = grouped([line for line in lines if line["what"] == "whole"])
+    for name, group in whole.items():
+        seconds = [line["seconds"] for line in group]
+        rows.append((f"the notebook, {name}", 1, 20, seconds))
+    rows = [(*row, ", ".join(f"{time:.1f}" for time in times)) for *row, times in rows]
+    return table("what|threads|>steps an execution|>seconds", rows)
 
 
 def comparison(records, lines):
     """Return how much longer the peers take until they are at what is required."""
     epoch, whole = seconds_of(lines)
     shortest = first_enough(records, benchmark.LENGTHS)[0]["name"]
-    each = whole["20 epochs"] / 20
-    text = f"The notebook's {shortest} take" + "s" * (shortest == "1 epoch")
-    text += f" {whole[shortest]:.1f} seconds."
+    text = f"The notebook's {shortest}: {whole[shortest]:.1f} seconds."
     for name, lengths in trained_peers(lines).items():
         reached = [n for n, values in lengths.items() if values.mean() >= REQUIRED]
         epochs = reached[0] if reached else max(lengths)
         seconds = epochs * epoch[name]
-        text += f" {name} is {'' if reached else 'not yet '}there after {epochs} epochs"
-        text += f" ({spread(lengths[epochs])}%), which take {seconds:.0f} seconds,"
-        text += f" {seconds / whole[shortest]:.1f} times as long; one of its epochs"
-        text += f" takes {epoch[name]:.1f} seconds, one of the notebook's {each:.1f}."
+        text += f" {name}: {epochs} epochs ({spread(lengths[epochs])}%"
+        text += ")," if reached else ", not yet there),"
+        text += (
+            f" {seconds:.0f} seconds, {seconds / whole[shortest]:.1f} times as long."
+        )
     return textwrap.fill(text, 94)
+
+
+def epoch_ratios(lines):
+    """Return how long an epoch of ours takes, compared with the peers'."""
+    epoch, whole = seconds_of(lines)
+    ours = whole["20 epochs"] / 20
+    of = " and ".join(f"{ours / epoch[name]:.2f} of {name}'s" for name in epoch)
+    return f"So an epoch of the notebook's twenty takes {of}, evaluation included."
 
 
 def public_table():
@@ -417,6 +432,7 @@ def generated_parts(notebook, records, lines):
         "times": times_table(lines),
         "machine": f"The machine: {lines[0]['machine']}.",
         "comparison": comparison(records, lines),
+        "epochs": epoch_ratios(lines),
         "public": public_table(),
         "photographs": table("|>".join(head), rows),
     }
