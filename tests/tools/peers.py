@@ -31,11 +31,6 @@ from keras import layers
 from notebook import DATA, REPOSITORY, bare, fingerprint, hash_of
 
 STORE = REPOSITORY / "tests" / "records" / "peers.jsonl"
-# Threads an operation (0: TensorFlow's choice) and steps an execution.
-CHOICES = ((1, 20), (2, 20), (0, 1))
-LENGTHS = (4, 6, 8, 10)
-ROUNDS = range(2)  # of timing
-SEEDS = range(3)
 convolution = functools.partial(layers.Conv2D, use_bias=False)
 
 
@@ -129,6 +124,14 @@ def in_process(jobs):
     return ProcessPoolExecutor(jobs, context, max_tasks_per_child=1)
 
 
+# What is wanted: the code above decides what comes out.
+# Threads an operation (0: TensorFlow's choice) and steps an execution.
+CHOICES = ((1, 20), (2, 20), (0, 1))
+ROUNDS = range(2)  # of timing
+LENGTHS = (4, 6, 8, 10)
+SEEDS = range(3)
+
+
 def times(rounds):
     """Return the lines of the times that are wanted, without their results.
 
@@ -163,7 +166,7 @@ def trainings():
 
 def coded(lines):
     """Return the lines with a hash of the code that each is of."""
-    text = Path(__file__).read_text("utf-8").split("\ndef times(")[0]
+    text = Path(__file__).read_text("utf-8").split("\n# What is wanted:")[0]
     codes = {True: fingerprint(), False: hash_of(bare(text))}
     return [line | {"code": codes[line["what"] == "whole"]} for line in lines]
 
