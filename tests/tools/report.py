@@ -295,7 +295,7 @@ def finding(records):
     length = first_enough(records, benchmark.LENGTHS)
     size = first_enough(records, SIZES)
     told = [
-        f"{spread(values)}%, interval from {lowest_mean(values):.2f}%"
+        f"{spread(values)}%, interval from {lowest_mean(values):.3f}%"
         for values in map(accuracies, (length, size))
     ]
     text = f"The shortest training that is enough takes {length[0]['name']}: {told[0]}."
@@ -475,7 +475,13 @@ def plot_frontier(figure, records, lines):
         places = [epochs * epoch[name] for epochs in lengths]
         look = {"fmt": f"{mark}--", "color": "dimgray", "label": name}
         plot_line(right, places, lengths.values(), **look)
-    right.set(xscale="log", xlabel="seconds of training (small: epochs)")
+    right.set(xscale="log", xlabel="seconds of training (numbers: epochs)")
+    for axis, ticks in (
+        (left, (1_000, 2_000, 5_000, 10_000)),
+        (right, (10, 20, 50, 100, 200)),
+    ):
+        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axis.minorticks_off()
     length = first_enough(records, benchmark.LENGTHS)[0]["name"]
     right.set_title(f"shortest that is enough: {length}", fontsize=12)
     for axis in (left, right):
@@ -483,8 +489,8 @@ def plot_frontier(figure, records, lines):
     spot = {"textcoords": "offset points", "fontsize": 10}
     left.annotate("required: 99.4%", (700, REQUIRED), xytext=(0, 4), **spot)
     left.set_ylabel("test accuracy (%)")
-    for axis in (left, right):
-        axis.legend(loc="lower right", fontsize=10)
+    left.legend(loc="lower right", fontsize=10)
+    right.legend(loc="lower left", fontsize=10)
 
 
 def plot_ablation(figure, records):
