@@ -128,7 +128,7 @@ def in_process(jobs):
 # Threads an operation (0: TensorFlow's choice) and steps an execution.
 CHOICES = ((2, 20), (1, 20), (0, 1))  # the fastest is first
 ROUNDS = range(2)  # of timing
-LENGTHS = (4, 6, 8, 10)
+LENGTHS = {"baronrogers5/eip4": (4, 6, 8, 10), "abdksyed/EVA4": (4, 6, 8, 10, 15)}
 SEEDS = range(3)
 
 
@@ -160,8 +160,8 @@ def trainings():
     """Return the lines of the trainings that are wanted, without their results."""
     return [
         {"what": "trained", "name": name, "epochs": epochs, "seed": seed}
-        for epochs in LENGTHS
-        for name in PEERS
+        for name, lengths in LENGTHS.items()
+        for epochs in lengths
         for seed in SEEDS
     ]
 

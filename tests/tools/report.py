@@ -394,7 +394,8 @@ def epoch_ratios(lines):
     epoch, whole = seconds_of(lines)
     ours = whole["20 epochs"] / 20
     of = " and ".join(f"{ours / epoch[name]:.2f} of {name}'s" for name in epoch)
-    return f"So an epoch of the notebook's twenty takes {of}, evaluation included."
+    text = f"An epoch of the notebook's twenty takes {of}, evaluation included."
+    return textwrap.fill(text, 94)
 
 
 def public_table():
