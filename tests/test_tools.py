@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 import math
 import shutil
 
@@ -197,8 +198,11 @@ def test_what_is_of_other_code_says_what_to_run(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "STORE", tmp_path / "benchmark.jsonl")
     with pytest.raises(LookupError, match="run tests/tools/benchmark"):
         benchmark.whole_records()
-    monkeypatch.setattr(peers, "STORE", tmp_path / "peers.jsonl")
-    with pytest.raises(LookupError, match="run tests/tools/peers"):
+    lines, store = peers.read_lines(), tmp_path / "peers.jsonl"
+    lines[0]["code"] = lines[-1]["code"] = "0"
+    store.write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    monkeypatch.setattr(peers, "STORE", store)
+    with pytest.raises(LookupError, match=r"2 lines .* run tests/tools/peers"):
         peers.whole_lines()
     code, other, empty, cells = (read_notebook() for _ in range(4))
     code.metadata["code9"]["trains"] = "0"

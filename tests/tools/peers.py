@@ -169,8 +169,8 @@ def trainings():
 def coded(lines):
     """Return the lines with a hash of the code that each is of."""
     text = Path(__file__).read_text("utf-8").split("\n# What is wanted:")[0]
-    codes = {True: fingerprint(), False: hash_of(bare(text))}
-    return [line | {"code": codes[line["what"] == "whole"]} for line in lines]
+    theirs, ours = hash_of(bare(text)), fingerprint()
+    return [x | {"code": ours if x["what"] == "whole" else theirs} for x in lines]
 
 
 def result(line):
