@@ -86,11 +86,13 @@ WIDTHS = {  # by their numbers of parameters
     "980": (20, {"filters": [5, 10, 10, 10, 10]} | FEW, 5),
     "1,460": (20, {"filters": [7, 13, 13, 13, 14]} | FEW, 5),
     "1,976": (20, SMALL, 10),
-    "2,820": (20, {"filters": [6, 12, 21, 27, 27]} | FEW, 10),
+    "2,820": (20, {"filters": [6, 12, 21, 27, 27]} | FEW, 30),
+    "3,522": (20, {"filters": [7, 14, 24, 31, 31]} | FEW, 5),
     "4,480": (20, {"filters": [8, 16, 28, 36, 36]} | DESKEWED, 10),
+    "8,880": (20, {"filters": [12, 24, 42, 54, 54]} | DESKEWED, 5),
 }
 TESTED = LENGTHS | WIDTHS
-FRESH = ("2 epochs", "4,480")  # with later seeds, too
+FRESH = ("2 epochs", "20 epochs", "4,480")  # with later seeds, too
 
 
 @dataclass(frozen=True)
