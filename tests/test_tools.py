@@ -338,7 +338,7 @@ def test_the_notebook_is_run_and_stored_whole_or_not_at_all(
 
 
 def test_the_peers_are_built_as_published(small_data, monkeypatch):
-    """Order of layers, numbers of parameters, schedules, normalization; they run."""
+    """Layers, counts, first kernels, schedules, rotation, normalization; they run."""
     eip4, eva4 = (peers.compiled(name, 15) for name in peers.PEERS)
     trained = sum(math.prod(v.shape) for v in eva4.trainable_variables)
     assert (eip4.count_params(), trained) == (13_050, 8_464)
@@ -349,6 +349,12 @@ def test_the_peers_are_built_as_published(small_data, monkeypatch):
     assert (eva4.layers[3].momentum, eva4.layers[3].epsilon) == (0.9, 1e-5)
     black = ops.convert_to_numpy(eva4.layers[0](np.zeros((1, 28, 28, 1))))
     assert black.ravel() == pytest.approx([-0.1311 / 0.3081] * 784, rel=1e-5)
+    kernel = np.abs(eva4.layers[-2].kernel)  # PyTorch's: uniform, by 16 inputs
+    assert 0.9 / 16**0.5 < kernel.max() <= 1 / 16**0.5
+    image = np.tile(np.float32([[0, 1]]), (28, 14)).reshape(1, 28, 28, 1)
+    turned = peers.pytorch_rotation()(np.repeat(image, 9, axis=0), training=True)
+    values = np.unique(ops.convert_to_numpy(turned))  # nearest pixels, and corners
+    assert values == pytest.approx([0, 1 / 255, 1])
     order = [type(layer).__name__ for layer in eip4.layers]
     assert order[:6] == ["Conv2D", "ReLU", *block, "Dropout"]
     for model, steps, rates in (

@@ -2,7 +2,8 @@
 
 They are rebuilt from their descriptions: baronrogers5/eip4 (week2/CODE9), whose
 plateau rule read the test loss and is replaced by a cosine, and abdksyed/EVA4 (S5,
-iteration 5), whose course asked for fewer than 10,000 parameters within 15 epochs. The
+iteration 5), whose course asked for fewer than 10,000 parameters within 15 epochs, with
+what PyTorch does there: its initial kernels, and rotation to the nearest pixel. The
 schedule of a shorter training is as much shorter.
 
 Times are measured one process at a time: an epoch of theirs, without start-up and
@@ -48,24 +49,38 @@ def eip4(epochs):
     return net, keras.optimizers.Adam(decay)
 
 
+def pytorch_convolution(filters, size, padding="valid"):
+    """Return a convolution whose kernels begin as PyTorch's do."""
+    initial = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
+    return convolution(filters, size, padding=padding, kernel_initializer=initial)
+
+
+def pytorch_rotation():
+    """Return abdksyed's rotation by up to 12 degrees, to the nearest pixel."""
+    return layers.RandomRotation(12 / 360, "constant", "nearest", fill_value=1 / 255)
+
+
 def eva4(epochs):
     """Return layers and optimizer of abdksyed's network."""
     net = [layers.Normalization(mean=0.1311, variance=0.3081**2)]
     for filters in (8, 8, None, 12, 12, 12, 16, 16):
         if filters:
             padding = "same" if filters == 8 else "valid"
-            net += [convolution(filters, 3, padding=padding), layers.ReLU()]
+            net += [pytorch_convolution(filters, 3, padding), layers.ReLU()]
             net += [layers.BatchNormalization(momentum=0.9, epsilon=1e-5)]
         else:
             net += [layers.MaxPooling2D()]
-    net += [layers.GlobalAveragePooling2D(keepdims=True), convolution(10, 1)]
+    net += [layers.GlobalAveragePooling2D(keepdims=True), pytorch_convolution(10, 1)]
     drops = [round(epochs * after / 15) * (60_000 // 64) for after in (7, 14)]
     decay = keras.optimizers.schedules.PiecewiseConstantDecay(drops, [1e-2, 1e-3, 1e-4])
     return [*net, layers.Flatten()], keras.optimizers.SGD(decay, momentum=0.9)
 
 
-# How they are built, the size of a batch, and the rotation of the images in degrees.
-PEERS = {"baronrogers5/eip4": (eip4, 128, 0), "abdksyed/EVA4": (eva4, 64, 12)}
+# How they are built, the size of a batch, and what changes the images.
+PEERS = {
+    "baronrogers5/eip4": (eip4, 128, None),
+    "abdksyed/EVA4": (eva4, 64, pytorch_rotation),
+}
 
 
 def compiled(name, epochs, steps=20):
@@ -82,16 +97,16 @@ def train(name, epochs, seed, steps=20, timed=None):
 
     If timed is a number, only so many epochs of the training are made.
     """
-    _, size, degrees = PEERS[name]
+    _, size, augmentation = PEERS[name]
     keras.utils.set_random_seed(seed)
     with np.load(DATA) as arrays:
         images, labels = arrays["x_train"][..., None], arrays["y_train"]
         test = arrays["x_test"][..., None] / np.float32(255), arrays["y_test"]
     data = tf.data.Dataset.from_tensor_slices((images / np.float32(255), labels))
     data = data.shuffle(len(images)).batch(size, drop_remainder=True)
-    if degrees:
-        rotate = layers.RandomRotation(degrees / 360, fill_mode="constant")
-        data = data.map(lambda x, y: (rotate(x, training=True), y), os.cpu_count())
+    if augmentation:
+        change = augmentation()
+        data = data.map(lambda x, y: (change(x, training=True), y), os.cpu_count())
     # Autotuning would end some epochs only when its thread wakes, after 20.5 seconds.
     options = tf.data.Options()
     options.autotune.enabled = False
