@@ -19,7 +19,14 @@ import PIL.Image
 import pytest
 import report
 from benchmark import read_records, whole_records
-from notebook import DATA, NOTEBOOK, find_record, read_notebook, run_cell
+from notebook import (
+    DATA,
+    NOTEBOOK,
+    find_record,
+    read_notebook,
+    run_cell,
+    settings_of,
+)
 from report import IMAGES, PAGES, SHOWN, figures
 
 # Published at github.com/cleanlab/label-errors, judged wrong by people.
@@ -211,6 +218,37 @@ def test_the_readme_is_short_and_shows_every_image():
     assert len(text.split()) <= 1_000
     shown = {f"images/{path.name}" for path in IMAGES.iterdir()}
     assert set(re.findall(r"!\[[^]]{20,}\]\(([^)]+)\)", text)) == shown
+
+
+def test_the_numbers_in_the_prose_are_those_of_the_code(notebook):
+    """The settings, the least loss with smoothed labels, and the kernels' sizes."""
+    readme = " ".join(PAGES[0].read_text(encoding="utf-8").split())
+    told = " ".join(" ".join(cell.source.split()) for cell in notebook.cells)
+    used, channels = settings_of(), settings_of()["filters"]
+    smooth, label = used["label_smoothing"], np.full(10, used["label_smoothing"] / 10)
+    label[0] += 1 - smooth
+    least = f"{-(label * np.log(label)).sum():.2f}"
+    for text in (
+        f"**Label smoothing ({smooth}):**",
+        f"falls linearly from {used['learning_rate']} to zero",
+        f"rotation by up to {used['rotation']:g}°, stretch and shear by up to "
+        f"{used['stretch']:.0%}, shift by up to one pixel",
+        f"With smoothed labels the minimum loss is {least}.",
+    ):
+        assert text in readme, text
+    image = keras.Input((28, 28, channels[0]))
+    separable, standard = (
+        keras.Model(image, kind(channels[1], 3, use_bias=False)(image)).count_params()
+        for kind in (keras.layers.SeparableConv2D, keras.layers.Conv2D)
+    )
+    few, many = channels[:2]
+    for text in (
+        f"a probability of {label[0]:g}, each other one {label[1]:g}",
+        f"The loss cannot fall below {least} then.",
+        f"{few}·9 + {few}·{many} = {separable:,} parameters, where a standard "
+        f"convolution takes {few}·9·{many} = {standard:,}.",
+    ):
+        assert text in told, text
 
 
 def test_all_records_are_wanted():
