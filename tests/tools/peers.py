@@ -8,8 +8,8 @@ schedule of a shorter training is as much shorter.
 
 Times are measured one process at a time: an epoch of theirs, without start-up and
 evaluation, by the number of threads and of steps an execution; and whole trainings of
-ours, with both. A line that is stored names the code that made it, and is not made
-again.
+ours, with both, and what deskewing takes before them. A line that is stored names the
+code that made it, and is not made again.
 """
 
 import argparse
@@ -29,7 +29,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
-from notebook import DATA, REPOSITORY, bare, fingerprint, hash_of
+from notebook import (
+    DATA,
+    REPOSITORY,
+    bare,
+    fingerprint,
+    hash_of,
+    run_cell,
+    run_cells,
+)
 
 STORE = REPOSITORY / "tests" / "records" / "peers.jsonl"
 convolution = functools.partial(layers.Conv2D, use_bias=False)
@@ -125,6 +133,15 @@ def time_ours(name, seed):
     return benchmark.Run(name, seed, epochs, overrides).train()["training_seconds"]
 
 
+def time_deskewing():
+    """Return the seconds in which the notebook deskews all images."""
+    given = {"overrides": benchmark.DESKEWED, "data_path": str(DATA)}
+    cells = run_cells("split", **given)
+    start = time.perf_counter()
+    run_cell("deskew", cells)
+    return time.perf_counter() - start
+
+
 def machine():
     """Return the name of the machine and the versions."""
     info = Path("/proc/cpuinfo")
@@ -141,8 +158,8 @@ def in_process(jobs):
 
 # What is wanted: the code above decides what comes out.
 # Threads an operation (0: TensorFlow's choice) and steps an execution.
-CHOICES = ((2, 20), (1, 20), (0, 1))  # the fastest is first
-ROUNDS = range(2)  # of timing
+CHOICES = ((2, 20), (1, 20), (0, 1))  # the slowest is last
+ROUNDS = range(3)  # of timing
 LENGTHS = {"baronrogers5/eip4": (4, 6, 8, 10), "abdksyed/EVA4": (4, 6, 8, 10, 15)}
 SEEDS = range(3)
 
@@ -159,8 +176,9 @@ def times(rounds):
             {"what": "epoch", "name": name, "round": number}
             | {"threads": t, "steps": s}
             for name in PEERS
-            for t, s in (CHOICES[:1] if number else CHOICES)
+            for t, s in (CHOICES[:2] if number else CHOICES)
         ]
+        lines.append({"what": "deskewed", "name": "deskewing", "round": number})
         for name, (epochs, _, _) in benchmark.LENGTHS.items():
             count = 3 if epochs <= 3 else 1
             if number == 0 or epochs in (1, 20):
@@ -185,7 +203,8 @@ def coded(lines):
     """Return the lines with a hash of the code that each is of."""
     text = Path(__file__).read_text("utf-8").split("\n# What is wanted:")[0]
     theirs, ours = hash_of(bare(text)), fingerprint()
-    return [x | {"code": ours if x["what"] == "whole" else theirs} for x in lines]
+    is_ours = ("whole", "deskewed")
+    return [x | {"code": ours if x["what"] in is_ours else theirs} for x in lines]
 
 
 def result(line):
@@ -193,6 +212,8 @@ def result(line):
     os.environ["TF_NUM_INTRAOP_THREADS"] = str(line.get("threads", 1))
     if line["what"] == "whole":
         return line | {"seconds": time_ours(line["name"], line["seed"])}
+    if line["what"] == "deskewed":
+        return line | {"seconds": time_deskewing()}
     if line["what"] == "epoch":  # the first one compiles
         seconds, _ = train(line["name"], 10, 0, line["steps"], timed=4)
         return line | {"seconds": seconds[1:]}

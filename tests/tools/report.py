@@ -151,10 +151,11 @@ def differences(records, base, names):
 
 
 def differences_table(head, changes):
-    """Return a table of differences."""
+    """Return a table of differences, and how many are told from zero."""
     points, losses = zip(*changes.values(), strict=True)
     columns = changes, effects(points, 3), effects(losses, 4), map(len, points)
-    return table(head, zip(*columns, strict=True))
+    text = table(head, zip(*columns, strict=True))
+    return f"{text}\n\nBold: {text.count('|**')} of {2 * len(changes)} differences."
 
 
 def choices_table(records):
@@ -164,7 +165,7 @@ def choices_table(records):
     text = differences_table("one change|>accuracy|>cross-entropy|>n", changes)
     group = grouped(records)[base]
     losses = [record["cross_entropy"] for record in group]
-    text += f"\n\nUnchanged: {spread(accuracies(group))}% right, cross-entropy"
+    text += f" Unchanged: {spread(accuracies(group))}% right, cross-entropy"
     return f"{text} {spread(losses, 4)} (mean ± standard deviation, n = {len(group)})."
 
 
@@ -314,16 +315,25 @@ def epochs_of(lines):
     return seconds
 
 
+def ours_of(lines):
+    """Return the seconds of our trainings and of deskewing, by name."""
+    ours = [line for line in lines if line["what"] in ("whole", "deskewed")]
+    return {n: [run["seconds"] for run in g] for n, g in grouped(ours).items()}
+
+
 def seconds_of(lines):
     """Return seconds: of a peer's epoch at its fastest, of our whole trainings.
 
-    Both are medians, by name.
+    Both are medians, by name; what deskewing takes is among ours.
     """
     medians = collections.defaultdict(list)
     for (name, *_), seconds in epochs_of(lines).items():
         medians[name].append(np.median(seconds))
-    ours = grouped([line for line in lines if line["what"] == "whole"])
-    whole = {n: np.median([run["seconds"] for run in g]) for n, g in ours.items()}
+    whole = {name: np.median(seconds) for name, seconds in ours_of(lines).items()}
+    deskewing = whole.pop("deskewing")
+    for name in whole:
+        if benchmark.LENGTHS[name][1].get("deskew"):
+            whole[name] += deskewing
     return {name: min(found) for name, found in medians.items()}, whole
 
 
@@ -364,10 +374,9 @@ def times_table(lines):
         (f"{name}, an epoch", threads or "TensorFlow's choice", steps, seconds)
         for (name, threads, steps), seconds in epochs_of(lines).items()
     ]
-    whole = grouped([line for line in lines if line["what"] == "whole"])
-    for name, group in whole.items():
-        seconds = [line["seconds"] for line in group]
-        rows.append((f"the notebook, {name}", 1, 20, seconds))
+    for name, seconds in ours_of(lines).items():
+        steps = 1 if name == "deskewing" else 20
+        rows.append((f"the notebook, {name}", 1, steps, seconds))
     rows = [(*row, ", ".join(f"{time:.1f}" for time in times)) for *row, times in rows]
     return table("what|threads|>steps an execution|>seconds", rows)
 
@@ -376,15 +385,19 @@ def comparison(records, lines):
     """Return how much longer the peers take until they are at what is required."""
     epoch, whole = seconds_of(lines)
     shortest = first_enough(records, benchmark.LENGTHS)[0]["name"]
-    text = f"The notebook's {shortest}: {whole[shortest]:.1f} seconds."
+    each = ours_of(lines)[shortest]
+    each = [seconds + whole[shortest] - np.median(each) for seconds in each]
+    text = f"The notebook's {shortest}: {whole[shortest]:.0f} seconds"
+    text += f" ({min(each):.0f} to {max(each):.0f})."
     for name, lengths in trained_peers(lines).items():
-        reached = [n for n, values in lengths.items() if values.mean() >= REQUIRED]
+        means = {epochs: round(v.mean(), 6) for epochs, v in lengths.items()}
+        reached = [epochs for epochs, mean in means.items() if mean >= REQUIRED]
         epochs = reached[0] if reached else max(lengths)
         seconds = epochs * epoch[name]
         text += f" {name}: {epochs} epochs ({spread(lengths[epochs])}%"
         text += ")," if reached else ", not yet there),"
         text += (
-            f" {seconds:.0f} seconds, {seconds / whole[shortest]:.1f} times as long."
+            f" {seconds:.0f} seconds, {seconds / whole[shortest]:.0f} times as long."
         )
     return textwrap.fill(text, 94)
 
@@ -456,7 +469,7 @@ def plot_frontier(figure, records, lines):
     """Draw accuracy over parameters, beside public results, and over time."""
     left, right = figure.subplots(1, 2, sharey=True)
     small = PUBLIC[PUBLIC["parameters"] < 15_000]
-    look = {"color": "dimgray", "label": "public, single runs"}
+    look = {"color": "dimgray", "label": "public, as logged"}
     left.plot(small["parameters"], small["accuracy"], "x", **look)
     groups = tested(records, SIZES).values()
     sizes = [group[0]["parameters"] for group in groups]
