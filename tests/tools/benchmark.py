@@ -2,8 +2,7 @@
 
 A run that is stored already, by the same code and settings, is not made again: an
 interrupted benchmark goes on where it was. report.py turns the records into tables and
-figures. Each run is one process with the notebook's own cells; a training fills two
-cores, so more jobs than half the cores gain little.
+figures. Each run is one process with the notebook's own cells.
 """
 
 import argparse
