@@ -160,7 +160,7 @@ def in_process(jobs):
 # Threads an operation (0: TensorFlow's choice) and steps an execution.
 CHOICES = ((2, 20), (1, 20), (0, 1))  # the slowest is last
 ROUNDS = range(3)  # of timing
-LENGTHS = {"baronrogers5/eip4": (4, 6, 8, 10), "abdksyed/EVA4": (4, 6, 8, 10, 15)}
+LENGTHS = (4, 6, 8, 10, 15)
 SEEDS = range(3)
 
 
@@ -193,8 +193,8 @@ def trainings():
     """Return the lines of the trainings that are wanted, without their results."""
     return [
         {"what": "trained", "name": name, "epochs": epochs, "seed": seed}
-        for name, lengths in LENGTHS.items()
-        for epochs in lengths
+        for name in PEERS
+        for epochs in LENGTHS
         for seed in SEEDS
     ]
 
