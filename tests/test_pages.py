@@ -224,7 +224,8 @@ def test_the_numbers_in_the_prose_are_those_of_the_code(notebook):
     """The settings, the least loss with smoothed labels, and the kernels' sizes."""
     readme = " ".join(PAGES[0].read_text(encoding="utf-8").split())
     told = " ".join(" ".join(cell.source.split()) for cell in notebook.cells)
-    used, channels = settings_of(), settings_of()["filters"]
+    used = settings_of()
+    few, many = used["filters"][:2]
     smooth, label = used["label_smoothing"], np.full(10, used["label_smoothing"] / 10)
     label[0] += 1 - smooth
     least = f"{-(label * np.log(label)).sum():.2f}"
@@ -236,12 +237,11 @@ def test_the_numbers_in_the_prose_are_those_of_the_code(notebook):
         f"With smoothed labels the minimum loss is {least}.",
     ):
         assert text in readme, text
-    image = keras.Input((28, 28, channels[0]))
+    image = keras.Input((28, 28, few))
     separable, standard = (
-        keras.Model(image, kind(channels[1], 3, use_bias=False)(image)).count_params()
+        keras.Model(image, kind(many, 3, use_bias=False)(image)).count_params()
         for kind in (keras.layers.SeparableConv2D, keras.layers.Conv2D)
     )
-    few, many = channels[:2]
     for text in (
         f"a probability of {label[0]:g}, each other one {label[1]:g}",
         f"The loss cannot fall below {least} then.",

@@ -374,6 +374,7 @@ def test_the_peers_are_built_as_published(small_data, monkeypatch):
         seconds, accuracy = peers.train(name, 10, 0, timed=2)
         assert len(seconds) == 2
         assert 0 < accuracy < 1
+    assert peers.time_deskewing() > 0
 
 
 def test_the_report_writes_again_what_stands(tmp_path, monkeypatch):

@@ -2,8 +2,8 @@
 
 They are rebuilt from their descriptions: baronrogers5/eip4 (week2/CODE9), whose
 plateau rule read the test loss and is replaced by a cosine, and abdksyed/EVA4 (S5,
-iteration 5), whose course asked for fewer than 10,000 parameters within 15 epochs, with
-what PyTorch does there: its initial kernels, and rotation to the nearest pixel. The
+iteration 5), whose course asked for fewer than 10,000 parameters within 15 epochs.
+EVA4 has PyTorch's initial kernels and rotation to the nearest pixel, as there. The
 schedule of a shorter training is as much shorter.
 
 Times are measured one process at a time: an epoch of theirs, without start-up and

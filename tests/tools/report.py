@@ -525,7 +525,7 @@ def plot_ablation(figure, records):
     meaning = "mean of the pairs with its 95% interval; dots: pairs of seed and fold"
     axis.set_xlabel(f"change of hold-out cross-entropy (thousandths)\n{meaning}")
     told = sum(text.startswith("**") for text in effects(losses, 1))
-    title = f"{told} of {len(changes)} changes are told from zero (Holm's correction)"
+    title = f"significant after Holm's correction: {told} of {len(changes)} changes"
     axis.set_title(title, fontsize=12)
 
 
